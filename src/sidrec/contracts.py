@@ -1,0 +1,101 @@
+"""What each stage promises, as protocols. `sidrec.testing` holds the executable form.
+
+A method is a module docstring, a frozen `Config`, one class, the pure functions it needs, and one
+line in `methods.py`. `fit` and `build` return a usable object; an unfitted state does not exist.
+
+Shapes: B requests, W beams, L levels, V codes of a level, N items, T history length, K items.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sidrec.types import CatalogueContext, HistoryBatch, Items, ItemVectors, SemanticIds
+
+
+class Embedder(Protocol):
+    """Items to vectors."""
+
+    config_class: ClassVar[type]
+
+    @classmethod
+    def fit(cls, context: CatalogueContext, config: Any) -> Self:
+        """Learn from the catalogue and, for collaborative views, from training events."""
+        ...
+
+    def embed(self, items: Items) -> ItemVectors:
+        """One vector an item; items unseen in `fit` are welcome."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Vectors to semantic IDs."""
+
+    config_class: ClassVar[type]
+
+    @classmethod
+    def fit(
+        cls, vectors: ItemVectors, config: Any, context: CatalogueContext | None = None
+    ) -> Self:
+        """Learn codebooks. Same input, config and seed give the same codebooks."""
+        ...
+
+    def encode(self, vectors: ItemVectors) -> SemanticIds:
+        """Assign codes; items unseen in `fit` are welcome. Collisions are left in."""
+        ...
+
+
+class Generator(Protocol):
+    """Histories to a distribution over the next semantic ID. An `nn.Module`."""
+
+    config_class: ClassVar[type]
+    num_codes: tuple[int, ...]
+    """Codes of each level; the width of the logits that `step` returns there."""
+    max_length: int
+    """Longest history the model reads; longer ones are cut to their last events."""
+
+    @classmethod
+    def build(cls, context: CatalogueContext, config: Any) -> Self:
+        """A model ready to train, seeded by `config.seed`. Needs vectors and semantic IDs."""
+        ...
+
+    def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean nats per target to minimise, and parts to report."""
+        ...
+
+    def log_probs(self, batch: HistoryBatch, codes_BKL: Tensor) -> Tensor:
+        """(B, K) natural log-probability of whole IDs given each history, unconstrained softmax."""
+        ...
+
+    def start(self, batch: HistoryBatch) -> Any:
+        """Encode each history once; the state is what `step` needs."""
+        ...
+
+    def step(
+        self, state: Any, codes_BW: Tensor | None, parents_BW: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """Logits (B, W, V) of the next level for W live beams, and the next state.
+
+        First call: codes and parents None, W = 1. Later: `codes_BW` are the codes just chosen,
+        `parents_BW` the index of the beam, in the previous call, that each one extends.
+        """
+        ...
+
+
+class Scorer(Protocol):
+    """Histories to a score of every item. Trainable ones are an `nn.Module` with `loss`."""
+
+    config_class: ClassVar[type]
+    max_length: int
+
+    @classmethod
+    def build(cls, context: CatalogueContext, config: Any) -> Self:
+        """A scorer; training-free ones are ready, trainable ones still need `training.train`."""
+        ...
+
+    def scores(self, batch: HistoryBatch) -> Tensor:
+        """(B, N) float32, higher is better; any real scale."""
+        ...

@@ -1,0 +1,1 @@
+"""Decoding: from a generator and the catalogue to items that exist."""

@@ -1,0 +1,1 @@
+"""Item vectors: text, collaborative, precomputed, and their fusion."""

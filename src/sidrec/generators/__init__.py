@@ -1,0 +1,1 @@
+"""Generators: from histories to the next semantic ID."""

@@ -1,0 +1,68 @@
+"""The one table of methods: stage -> {name: "module:Class"}, and its look-up.
+
+Other packages add methods through the entry-point groups `sidrec.<stage>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from sidrec.errors import ConfigError
+
+METHODS: dict[str, dict[str, str]] = {
+    "embeddings": {
+        "lsa": "sidrec.embeddings.lsa:Lsa",
+        "sentence": "sidrec.embeddings.sentence:SentenceEncoder",
+        "precomputed": "sidrec.embeddings.precomputed:Precomputed",
+        "collaborative": "sidrec.embeddings.collaborative:Collaborative",
+        "fusion": "sidrec.embeddings.fusion:Fusion",
+    },
+    "tokenizers": {
+        "residual_kmeans": "sidrec.tokenizers.residual_kmeans:ResidualKMeans",
+        "rqvae": "sidrec.tokenizers.rqvae:RqVae",
+    },
+    "collisions": {
+        "keep": "sidrec.tokenizers.collisions:keep",
+        "counter": "sidrec.tokenizers.collisions:counter",
+        "reassign": "sidrec.tokenizers.collisions:reassign",
+    },
+    "generators": {
+        "causal": "sidrec.generators.causal:Causal",
+        "tiger": "sidrec.generators.tiger:Tiger",
+    },
+    "scorers": {
+        "popularity": "sidrec.scorers.popularity:Popularity",
+        "transition_graph": "sidrec.scorers.transition_graph:TransitionGraph",
+        "sasrec": "sidrec.scorers.sasrec:SASRec",
+        "dense": "sidrec.scorers.dense:Dense",
+    },
+}
+
+
+def names(stage: str) -> list[str]:
+    """Every method of a stage, built-in first, then those of installed packages."""
+    table = _stage_table(stage)
+    return [*table, *(e.name for e in entry_points(group=f"sidrec.{stage}") if e.name not in table)]
+
+
+def resolve(stage: str, name: str) -> Any:
+    """The class (or function) called `name` in `stage`. Raises ConfigError with the nearest name."""
+    target = _stage_table(stage).get(name)
+    if target is None:
+        for entry in entry_points(group=f"sidrec.{stage}"):
+            if entry.name == name:
+                return entry.load()
+        near = difflib.get_close_matches(name, names(stage), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no method {name!r} in {stage}: have {names(stage)}{hint}")
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _stage_table(stage: str) -> dict[str, str]:
+    if stage not in METHODS:
+        raise ConfigError(f"no stage {stage!r}: have {list(METHODS)}")
+    return METHODS[stage]

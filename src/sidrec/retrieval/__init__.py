@@ -1,0 +1,1 @@
+"""Retrieval: generated and dense candidates together."""

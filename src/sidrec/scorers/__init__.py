@@ -1,0 +1,1 @@
+"""Scorers: from histories to a score of every item."""

@@ -1,0 +1,1 @@
+"""Executable contracts, one file a stage; third parties run them on their own methods."""

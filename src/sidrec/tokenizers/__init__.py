@@ -1,0 +1,1 @@
+"""Semantic IDs: from item vectors to short codes."""
