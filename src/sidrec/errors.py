@@ -1,4 +1,4 @@
-"""Every error sidrec raises on purpose: one base, five kinds, each also the stdlib error it refines.
+"""Every error sidrec raises on purpose: one base, five kinds, each also its stdlib kin.
 
 A message says where, what was expected, what came, and what to do.
 `except ValueError` keeps working for callers who do not know sidrec.

@@ -49,7 +49,7 @@ def names(stage: str) -> list[str]:
 
 
 def resolve(stage: str, name: str) -> Any:
-    """The class (or function) called `name` in `stage`. Raises ConfigError with the nearest name."""
+    """The class (or function) called `name` in `stage`. ConfigError names the nearest."""
     target = _stage_table(stage).get(name)
     if target is None:
         for entry in entry_points(group=f"sidrec.{stage}"):

@@ -44,7 +44,8 @@ def require_unique(ids: Ids, what: str) -> None:
     if (counts > 1).any():
         repeated = values[counts > 1]
         raise DataError(
-            f"{what} must be unique, but {len(repeated)} repeat, e.g. {list(map(str, repeated[:3]))}; "
+            f"{what} must be unique, but {len(repeated)} repeat, "
+            f"e.g. {list(map(str, repeated[:3]))}; "
             "drop the repeated rows"
         )
 
@@ -86,7 +87,7 @@ class Items:
         return np.array([row_of[str(i)] for i in item_ids], dtype=np.int64)
 
     def texts(self) -> list[str]:
-        """One string an item, '' where nothing is known: title, brand, categories, description, …"""
+        """One string an item, '' where nothing is known: title, brand, categories, …."""
         columns = set(self.attributes.columns)
         parts: list[list[str]] = []
         for name in TEXT_COLUMNS:
