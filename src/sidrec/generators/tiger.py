@@ -1,0 +1,448 @@
+"""TIGER: an encoder-decoder that reads the codes of the last items and writes the next item's.
+
+The last `max_length` items, flattened to codes, pass a bidirectional T5 encoder; a decoder writes
+the L codes of the next semantic ID one by one, attending to all of them. Each level has its own
+band of the vocabulary and its own softmax, so a code of another level can never be generated.
+
+Source:   Rajput et al. 2023, section 3.2 and appendix (arXiv:2305.05065); the blocks are those of
+          T5 1.0, Raffel et al. 2020 (arXiv:1910.10683): RMS norm before each part, one relative
+          position bias a stack, ReLU feed-forward, no biases, output tied to the code embeddings.
+Differs:  no user token (a history has no user here; the paper's Recall@10 is the same without it);
+          softmax over the codes of one level instead of the whole vocabulary; dropout and sizes
+          are settings; an empty history is one padding token.
+Cost:     training encodes every history prefix anew: O(targets * S) tokens through the encoder,
+          about the mean prefix length times the work of `causal`. Decoding encodes once a request;
+          a beam keeps L * layers * 2 * heads * head_width floats.
+Shapes:   B requests, R training rows, T items, S source tokens, K candidates, W beams, L levels,
+          V codes of a level, P places decoded at once, D width, H heads, C width of one head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidrec.errors import ConfigError, DataError
+from sidrec.types import CatalogueContext, HistoryBatch
+
+PAD_TOKEN = 0  # also starts the decoder, as in T5; codes of level l begin at 1 + sum of V below
+NUM_BUCKETS, MAX_DISTANCE = 32, 128  # relative positions, as in T5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TigerConfig:
+    """Sizes are the paper's; a recipe lowers them where a CPU has to train."""
+
+    width: int = 128
+    """D, width of the model."""
+    num_encoder_layers: int = 4
+    """Blocks of the encoder."""
+    num_decoder_layers: int = 4
+    """Blocks of the decoder."""
+    num_heads: int = 6
+    """Attention heads."""
+    head_width: int = 64
+    """Width of one head; heads need not add up to `width`."""
+    feed_forward: int = 1024
+    """Inner width of the feed-forward part."""
+    dropout: float = 0.1
+    """Share of activations dropped in training, in [0, 1)."""
+    tied: bool = True
+    """Score a code by its embedding (T5 1.0); otherwise by a vector of its own."""
+    max_length: int = 20
+    """Items of a history that are read, the last ones."""
+    targets_per_sequence: int | None = None
+    """Targets drawn from each training sequence a step; left out: all (sliding window)."""
+    seed: int = 0
+    """Seeds the first weights."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "width",
+            "num_encoder_layers",
+            "num_decoder_layers",
+            "num_heads",
+            "head_width",
+            "feed_forward",
+            "max_length",
+        ):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"tiger.{name} must be at least 1, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"tiger.dropout must be in [0, 1), got {self.dropout}")
+        if self.targets_per_sequence is not None and self.targets_per_sequence < 1:
+            raise ConfigError(
+                "tiger.targets_per_sequence must be at least 1, "
+                f"got {self.targets_per_sequence}; leave it out to use all"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class TigerState:
+    """What decoding keeps: the encoded history once a request, and a short cache a beam."""
+
+    memory: list[tuple[Tensor, Tensor]]
+    """Keys and values (B, H, S, C) of the history for each decoder block, shared by all beams."""
+    mask_B11S: Tensor
+    """0 where the history has a token, −inf where it is padding."""
+    cache: Tensor
+    """(blocks, 2, B * W, P, H * C) keys and values of the codes written so far."""
+
+    @property
+    def level(self) -> int:
+        """Codes already written, the start token not counted."""
+        return self.cache.shape[3]
+
+
+class Tiger(nn.Module):
+    """Encoder-decoder generator; a `sidrec.contracts.Generator`."""
+
+    config_class = TigerConfig
+
+    def __init__(self, codes_NL: Tensor, num_codes: tuple[int, ...], config: TigerConfig) -> None:
+        super().__init__()
+        self.config, self.num_codes, self.max_length = config, num_codes, config.max_length
+        starts = torch.tensor([1, *num_codes]).cumsum(0)
+        self.first_tokens = starts[:-1].tolist()
+        """(L,) token of code 0 of each level."""
+        self.register_buffer("first_tokens_L", starts[:-1], persistent=False)
+        self.register_buffer("codes_NL", codes_NL, persistent=False)
+        vocabulary, width = int(starts[-1]), config.width
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.head = None if config.tied else nn.Linear(width, vocabulary, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder_bias = RelativeBias(config.num_heads, bidirectional=True)
+        self.decoder_bias = RelativeBias(config.num_heads, bidirectional=False)
+        self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_encoder_layers))
+        self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_decoder_layers))
+        self.encoder_norm = RmsNorm(width)
+        self.decoder_norm = RmsNorm(width)
+        self.reset_parameters()
+
+    @classmethod
+    def build(cls, context: CatalogueContext, config: TigerConfig) -> Self:
+        """A model with random weights drawn from `config.seed`; needs semantic IDs, no vectors."""
+        ids = context.semantic_ids
+        if ids is None:
+            raise DataError("tiger needs semantic IDs, got none; run a tokenizer first")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return cls(torch.from_numpy(ids.codes), ids.num_codes, config)
+
+    def reset_parameters(self) -> None:
+        """First weights as in T5: scores start at unit variance without a division by sqrt(C)."""
+        for name, weight in self.named_parameters():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(weight)
+            elif name == "embedding.weight":
+                nn.init.normal_(weight, std=1.0)
+            elif "bias" in name or name == "head.weight":
+                nn.init.normal_(weight, std=self.config.width**-0.5)
+            else:
+                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        inner = self.config.num_heads * self.config.head_width
+        with torch.no_grad():
+            for part in self.modules():
+                if isinstance(part, SelfAttention):
+                    part.project.weight[:inner] *= self.config.head_width**-0.5
+                elif isinstance(part, CrossAttention):
+                    part.query.weight *= self.config.head_width**-0.5
+
+    def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean nats of a whole semantic ID, over every (or sampled) target of the batch.
+
+        Each target gets its own encoder row; rows of like length run together, so little is padded.
+        """
+        if batch.targets_BT is None:
+            raise DataError("tiger.loss needs targets_BT, got a batch without targets")
+        rows_R, places_R = (batch.targets_BT >= 0).nonzero(as_tuple=True)
+        some = self.config.targets_per_sequence
+        if self.training and some is not None:
+            keep = sample_per_row(rows_R, batch.num_requests, some)
+            rows_R, places_R = rows_R[keep], places_R[keep]
+        if not len(rows_R):
+            raise DataError("tiger.loss got a batch in which no position has a target")
+        targets_RL = self.codes_NL[batch.targets_BT[rows_R, places_R]]
+        nats_L = torch.zeros(len(self.num_codes), device=targets_RL.device)
+        for chosen in buckets_by_length(places_R.clamp(max=self.max_length - 1)):
+            items_RT = last_items(
+                batch.items_BT, rows_R[chosen], places_R[chosen] + 1, self.max_length
+            )
+            log_probs_RL = self._token_log_probs(items_RT, targets_RL[chosen][:, None])[:, 0]
+            nats_L = nats_L - log_probs_RL.sum(0)
+        nats_L = nats_L / len(rows_R)
+        parts = {f"nats_level_{level}": nats for level, nats in enumerate(nats_L.detach())}
+        return nats_L.sum(), parts
+
+    def log_probs(self, batch: HistoryBatch, codes_BKL: Tensor) -> Tensor:
+        """(B, K) natural log-probability of whole IDs; a shorter ID counts the codes it has."""
+        return self._token_log_probs(self._histories(batch), codes_BKL).sum(-1)
+
+    def start(self, batch: HistoryBatch) -> TigerState:
+        """Encode each history once and lay out keys and values for every decoder block."""
+        memory, mask_B11S = self._encode(self._histories(batch))
+        inner = self.config.num_heads * self.config.head_width
+        cache = mask_B11S.new_zeros(len(self.decoder), 2, batch.num_requests, 0, inner)
+        return TigerState(memory, mask_B11S, cache)
+
+    def step(
+        self, state: TigerState, codes_BW: Tensor | None, parents_BW: Tensor | None
+    ) -> tuple[Tensor, TigerState]:
+        """Logits (B, W, V) of the next level; the caches follow the surviving beams."""
+        level, num_requests = state.level, state.mask_B11S.shape[0]
+        blocks, _, rows, _, inner = state.cache.shape
+        if codes_BW is None or parents_BW is None:
+            tokens_BW = torch.full(
+                (num_requests, 1), PAD_TOKEN, dtype=torch.long, device=state.cache.device
+            )
+            past = state.cache
+        else:
+            tokens_BW = self._tokens(codes_BW, level - 1)
+            first_rows = torch.arange(num_requests, device=parents_BW.device)[:, None]
+            parents = (parents_BW + first_rows * (rows // num_requests)).flatten()
+            past = state.cache.index_select(2, parents)
+        cache = past.new_empty(blocks, 2, tokens_BW.numel(), level + 1, inner)
+        cache[..., :level, :] = past
+        x_BWD = self.embedding(tokens_BW)
+        bias_HP = self.decoder_bias(level + 1)[:, -1]
+        for block, (keys, values), kept in zip(self.decoder, state.memory, cache, strict=True):
+            x_BWD = block.step(x_BWD, bias_HP, kept, keys, values, state.mask_B11S)
+        logits_BWV = self._logits(self.decoder_norm(x_BWD), level)
+        return logits_BWV, TigerState(state.memory, state.mask_B11S, cache)
+
+    def _histories(self, batch: HistoryBatch) -> Tensor:
+        rows_B = torch.arange(batch.num_requests, device=batch.items_BT.device)
+        return last_items(batch.items_BT, rows_B, batch.lengths_B, self.max_length)
+
+    def _tokens(self, codes: Tensor, level: int) -> Tensor:
+        return torch.where(codes < 0, PAD_TOKEN, codes + self.first_tokens[level])
+
+    def _encode(self, items_BT: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Keys and values of the history for every decoder block, and its padding mask."""
+        codes_BTL = self.codes_NL[items_BT.clamp(min=0)]
+        real_BTL = (items_BT >= 0)[..., None] & (codes_BTL >= 0)
+        tokens_BS = torch.where(real_BTL, codes_BTL + self.first_tokens_L, PAD_TOKEN).flatten(1)
+        seen_BS = real_BTL.flatten(1)
+        seen_BS[:, 0] = True  # an empty history is one padding token
+        x_BSD = self.dropout(self.embedding(tokens_BS))
+        mask_B11S = torch.zeros(seen_BS.shape, device=x_BSD.device, dtype=x_BSD.dtype)
+        mask_B11S = mask_B11S.masked_fill(~seen_BS, -math.inf)[:, None, None]
+        bias_BHSS = self.encoder_bias(tokens_BS.shape[1]) + mask_B11S
+        for block in self.encoder:
+            x_BSD = block(x_BSD, bias_BHSS)
+        x_BSD = self.dropout(self.encoder_norm(x_BSD))
+        return [block.cross.remember(x_BSD) for block in self.decoder], mask_B11S
+
+    def _token_log_probs(self, items_BT: Tensor, codes_BKL: Tensor) -> Tensor:
+        """(B, K, L) log-probability of each code given the history and the codes before it."""
+        memory, mask_B11S = self._encode(items_BT)
+        num_rows, num_candidates, num_levels = codes_BKL.shape
+        tokens_BKL = torch.where(codes_BKL < 0, PAD_TOKEN, codes_BKL + self.first_tokens_L)
+        inputs_BKL = F.pad(tokens_BKL[..., :-1], (1, 0), value=PAD_TOKEN)
+        x_BKLD = self.dropout(self.embedding(inputs_BKL))
+        future = torch.full((num_levels, num_levels), -math.inf, device=x_BKLD.device).triu(1)
+        bias_HLL = self.decoder_bias(num_levels) + future
+        for block, (keys, values) in zip(self.decoder, memory, strict=True):
+            x_BKLD = block(x_BKLD, bias_HLL, keys, values, mask_B11S)
+        x_BKLD = self.dropout(self.decoder_norm(x_BKLD))
+        nats = []
+        for level in range(num_levels):
+            codes_BK = codes_BKL[..., level]
+            logits = self._logits(x_BKLD[:, :, level], level).float().flatten(0, 1)
+            nats.append(
+                F.cross_entropy(logits, codes_BK.flatten(), ignore_index=-1, reduction="none")
+            )
+        return -torch.stack(nats, -1).view(num_rows, num_candidates, num_levels)
+
+    def _logits(self, x: Tensor, level: int) -> Tensor:
+        first, size = self.first_tokens[level], self.num_codes[level]
+        if self.head is not None:
+            return F.linear(x, self.head.weight[first : first + size])
+        return F.linear(x * self.config.width**-0.5, self.embedding.weight[first : first + size])
+
+
+class RmsNorm(nn.Module):
+    """x / rms(x) * weight: no mean, no bias."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+
+
+class RelativeBias(nn.Module):
+    """One learnt number a head and bucket of distance, added to the scores of every block."""
+
+    def __init__(self, num_heads: int, *, bidirectional: bool) -> None:
+        super().__init__()
+        self.bidirectional = bidirectional
+        self.weight = nn.Parameter(torch.empty(NUM_BUCKETS, num_heads))
+
+    def forward(self, length: int) -> Tensor:
+        """(H, length, length): row = place that looks, column = place looked at."""
+        places = torch.arange(length, device=self.weight.device)
+        buckets = distance_buckets(places[None] - places[:, None], self.bidirectional)
+        return self.weight[buckets].permute(2, 0, 1)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the places of one sequence; scores are plain products (T5)."""
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_width
+        self.norm = RmsNorm(config.width)
+        self.project = nn.Linear(config.width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head_shape = (config.num_heads, config.head_width)
+
+    def forward(self, x_BPD: Tensor, bias: Tensor) -> Tensor:
+        """Adds to x what its places say to each other; bias broadcasts to (B, H, P, P)."""
+        qkv = self.project(self.norm(x_BPD)).unflatten(-1, (3, *self.head_shape))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        return x_BPD + self.dropout(self.out(attend(query, key, value, bias, self.dropout)))
+
+    def step(self, x_BWD: Tensor, bias_HP: Tensor, cache: Tensor) -> Tensor:
+        """The same for one new place a beam; `cache` (2, B*W, P, H*C) takes its key and value."""
+        qkv = self.project(self.norm(x_BWD)).flatten(0, 1).unflatten(-1, (3, -1))
+        cache[:, :, -1] = qkv[:, 1:].transpose(0, 1)
+        keys, values = cache.unflatten(-1, self.head_shape)  # (B*W, P, H, C)
+        query = qkv[:, :1].unflatten(-1, self.head_shape)
+        scores = (query * keys).sum(-1) + bias_HP.T  # (B*W, P, H)
+        mixed = (scores.softmax(1)[..., None] * values).sum(1)
+        return x_BWD + self.out(mixed.flatten(1)).view_as(x_BWD)
+
+
+class CrossAttention(nn.Module):
+    """Attention of decoder places to the encoded history, whose keys and values are made once."""
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_width
+        self.norm = RmsNorm(config.width)
+        self.query = nn.Linear(config.width, inner, bias=False)
+        self.key_value = nn.Linear(config.width, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head_shape = (config.num_heads, config.head_width)
+
+    def remember(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, C) of the encoded history."""
+        key, value = (
+            self.key_value(x_BSD).unflatten(-1, (2, *self.head_shape)).permute(2, 0, 3, 1, 4)
+        )
+        return key, value
+
+    def forward(self, x_BPD: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor) -> Tensor:
+        """Adds to x what the history says; the P places of one request share its keys."""
+        query = self.query(self.norm(x_BPD)).unflatten(-1, self.head_shape).transpose(1, 2)
+        return x_BPD + self.dropout(self.out(attend(query, key, value, mask_B11S, self.dropout)))
+
+
+class FeedForward(nn.Module):
+    """ReLU feed-forward part."""
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__()
+        self.norm = RmsNorm(config.width)
+        self.inner = nn.Linear(config.width, config.feed_forward, bias=False)
+        self.out = nn.Linear(config.feed_forward, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.out(self.dropout(self.inner(self.norm(x)).relu_())))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, then feed-forward."""
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = SelfAttention(config), FeedForward(config)
+
+    def forward(self, x_BSD: Tensor, bias_BHSS: Tensor) -> Tensor:
+        return self.feed_forward(self.attention(x_BSD, bias_BHSS))
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention over the codes so far, attention to the history, feed-forward."""
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__()
+        self.attention, self.cross = SelfAttention(config), CrossAttention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x_BKLD: Tensor, bias_HLL: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor
+    ) -> Tensor:
+        """All levels at once: K candidates a request see their own codes and the one history."""
+        shape = x_BKLD.shape
+        x = self.attention(x_BKLD.flatten(0, 1), bias_HLL)
+        x = self.cross(x.view(shape[0], -1, shape[3]), key, value, mask_B11S)
+        return self.feed_forward(x).view(shape)
+
+    def step(
+        self,
+        x_BWD: Tensor,
+        bias_HP: Tensor,
+        cache: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask_B11S: Tensor,
+    ) -> Tensor:
+        """One level for W beams."""
+        x = self.attention.step(x_BWD, bias_HP, cache)
+        return self.feed_forward(self.cross(x, key, value, mask_B11S))
+
+
+def attend(
+    query_BHPC: Tensor, key_BHSC: Tensor, value_BHSC: Tensor, bias: Tensor, dropout: nn.Dropout
+) -> Tensor:
+    """softmax(q k^T + bias) v as two batched products, heads joined: (B, P, H * C)."""
+    scores_BHPS = query_BHPC @ key_BHSC.mT + bias
+    return (dropout(scores_BHPS.softmax(-1)) @ value_BHSC).transpose(1, 2).flatten(2)
+
+
+def distance_buckets(offsets: Tensor, bidirectional: bool) -> Tensor:
+    """T5 bucket of (looked at − looking): exact for the near half, logarithmic beyond."""
+    size = NUM_BUCKETS // 2 if bidirectional else NUM_BUCKETS
+    first = (offsets > 0) * size if bidirectional else torch.zeros_like(offsets)
+    distance = offsets.abs() if bidirectional else (-offsets).clamp(min=0)
+    exact = size // 2
+    ratio = (distance.clamp(min=1) / exact).log() / math.log(MAX_DISTANCE / exact)
+    far = (exact + (ratio * (size - exact)).long()).clamp(max=size - 1)
+    return first + torch.where(distance < exact, distance, far)
+
+
+def last_items(items_BT: Tensor, rows_R: Tensor, ends_R: Tensor, max_length: int) -> Tensor:
+    """(R, T') the items before place `ends_R` of row `rows_R`, at most `max_length`, −1 after."""
+    lengths_R = ends_R.clamp(max=max_length)
+    places = torch.arange(max(int(lengths_R.max()), 1), device=items_BT.device)
+    index = (ends_R - lengths_R)[:, None] + places
+    taken = items_BT[rows_R[:, None], index.clamp(max=items_BT.shape[1] - 1)]
+    return torch.where(places < lengths_R[:, None], taken, -1)
+
+
+def buckets_by_length(lengths_R: Tensor) -> list[Tensor]:
+    """Row indices in groups of like length: at most a quarter of the longest is padding."""
+    sorted_lengths, order = lengths_R.sort(stable=True)
+    groups = (sorted_lengths.float() + 1).log2().mul(3).floor()
+    sizes = groups.unique_consecutive(return_counts=True)[1].tolist()
+    return list(order.split(sizes))
+
+
+def sample_per_row(rows_R: Tensor, num_rows: int, some: int) -> Tensor:
+    """Indices into `rows_R` (ascending rows) of at most `some` random entries of each row."""
+    order = (rows_R + torch.rand(len(rows_R), device=rows_R.device, dtype=torch.float64)).argsort()
+    counts = rows_R.bincount(minlength=num_rows)
+    first_R = (counts.cumsum(0) - counts)[rows_R]
+    rank = torch.arange(len(rows_R), device=rows_R.device) - first_R
+    return order[rank < some].sort().values
