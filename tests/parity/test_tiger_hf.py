@@ -1,0 +1,116 @@
+"""The same weights in `transformers`' T5 give the same numbers and the same beams."""
+
+import itertools
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from sidrec.generators.tiger import Tiger, TigerConfig
+from sidrec.types import CatalogueContext, Histories, HistoryBatch, Items, SemanticIds, as_ids
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+transformers = pytest.importorskip("transformers")
+
+NUM_CODES, NUM_ITEMS, BEAMS = (7, 5, 6), 60, 9
+HISTORIES = [[3, 17, 41, 9, 20], [5], [58, 2, 33, 33]]
+
+
+@pytest.fixture(scope="module")
+def tiger():
+    every = np.array(list(itertools.product(*map(range, NUM_CODES))))
+    codes = every[np.random.default_rng(1).permutation(len(every))[:NUM_ITEMS]]
+    ids = as_ids(range(NUM_ITEMS))
+    context = CatalogueContext(
+        Items(ids, pl.DataFrame({"title": [str(i) for i in ids]})),
+        Histories.from_lists([[0]]),
+        semantic_ids=SemanticIds(ids, codes, NUM_CODES),
+    )
+    config = TigerConfig(width=24, num_heads=3, head_width=8, feed_forward=40, seed=2)
+    return Tiger.build(context, config).eval()
+
+
+def t5_with_the_weights_of(tiger):
+    """A `T5ForConditionalGeneration` that computes what `tiger` computes."""
+    config = tiger.config
+    t5 = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=tiger.embedding.num_embeddings,
+            d_model=config.width,
+            d_kv=config.head_width,
+            d_ff=config.feed_forward,
+            num_layers=config.num_encoder_layers,
+            num_decoder_layers=config.num_decoder_layers,
+            num_heads=config.num_heads,
+            decoder_start_token_id=0,
+            eos_token_id=None,
+        )
+    ).eval()
+    weights = {
+        "shared.weight": tiger.embedding.weight,
+        "encoder.final_layer_norm.weight": tiger.encoder_norm.weight,
+        "decoder.final_layer_norm.weight": tiger.decoder_norm.weight,
+    }
+    for side in ("encoder", "decoder"):
+        bias = getattr(tiger, f"{side}_bias").weight
+        name = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        weights[name] = bias
+        for number, block in enumerate(getattr(tiger, side)):
+            here = f"{side}.block.{number}.layer"
+            query, key, value = block.attention.project.weight.chunk(3)
+            weights |= {
+                f"{here}.0.layer_norm.weight": block.attention.norm.weight,
+                f"{here}.0.SelfAttention.q.weight": query,
+                f"{here}.0.SelfAttention.k.weight": key,
+                f"{here}.0.SelfAttention.v.weight": value,
+                f"{here}.0.SelfAttention.o.weight": block.attention.out.weight,
+            }
+            last = 1
+            if side == "decoder":
+                key, value = block.cross.key_value.weight.chunk(2)
+                weights |= {
+                    f"{here}.1.layer_norm.weight": block.cross.norm.weight,
+                    f"{here}.1.EncDecAttention.q.weight": block.cross.query.weight,
+                    f"{here}.1.EncDecAttention.k.weight": key,
+                    f"{here}.1.EncDecAttention.v.weight": value,
+                    f"{here}.1.EncDecAttention.o.weight": block.cross.out.weight,
+                }
+                last = 2
+            weights |= {
+                f"{here}.{last}.layer_norm.weight": block.feed_forward.norm.weight,
+                f"{here}.{last}.DenseReluDense.wi.weight": block.feed_forward.inner.weight,
+                f"{here}.{last}.DenseReluDense.wo.weight": block.feed_forward.out.weight,
+            }
+    missing, unexpected = t5.load_state_dict(weights, strict=False)
+    tied = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}
+    assert set(missing) <= tied and not unexpected
+    return t5
+
+
+def encoder_input(tiger, history):
+    return (tiger.codes_NL[history] + tiger.first_tokens_L).flatten()[None]
+
+
+def batch(histories):
+    return HistoryBatch.from_histories(Histories.from_lists(histories), max_length=20)
+
+
+@torch.inference_mode()
+def test_logits_equal_those_of_t5(tiger):
+    t5 = t5_with_the_weights_of(tiger)
+    targets_BL = tiger.codes_NL[[7, 30, 11]]
+    tokens_BL = targets_BL + tiger.first_tokens_L
+    start = torch.zeros(1, 1, dtype=torch.long)
+    ours = tiger.log_probs(batch(HISTORIES), targets_BL[:, None])[:, 0]
+    for row, history in enumerate(HISTORIES):
+        decoder_input = torch.cat([start, tokens_BL[row : row + 1, :-1]], 1)
+        theirs = t5(encoder_input(tiger, history), decoder_input_ids=decoder_input).logits[0]
+        state, codes, parents, total = tiger.start(batch([history])), None, None, 0.0
+        for level, first in enumerate(tiger.first_tokens):
+            band = theirs[level, first : first + NUM_CODES[level]]
+            logits, state = tiger.step(state, codes, parents)
+            torch.testing.assert_close(logits[0, 0], band, atol=1e-4, rtol=1e-4)
+            codes, parents = targets_BL[row, level].view(1, 1), torch.zeros(1, 1, dtype=torch.long)
+            total += band.log_softmax(-1)[targets_BL[row, level]]
+        torch.testing.assert_close(ours[row], total, atol=1e-4, rtol=1e-4)
