@@ -1,0 +1,164 @@
+"""Residual k-means: name an item by its nearest centroids, coarse to fine.
+
+Level 0 clusters the vectors; level l clusters what levels 0..l-1 left unexplained. Nothing is
+learnt by gradient, so it is the baseline every neural tokenizer has to beat.
+
+Source:  Juang & Gray 1982 (multi-stage VQ); as a tokenizer: GRID (arXiv:2507.22224).
+Differs: k-means++ start; dead codes restart at worst-fit points; large catalogues are sampled.
+Cost:    fit O(L * num_iters * S * V * D) time, S = min(N, max_points_per_code * V) sampled items;
+         encode O(L * N * V * D).
+Shapes:  N items, D width, L levels, V codes of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from sidrec.errors import ConfigError, DataError
+from sidrec.tokenizers.quantisation import lloyd, quantise, reconstruct
+from sidrec.types import CatalogueContext, Floats, Ints, ItemVectors, SemanticIds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualKMeansConfig:
+    """Settings of `ResidualKMeans`."""
+
+    num_codes: int | tuple[int, ...] = 256
+    """V, the size of every level's codebook, or one size a level."""
+    num_levels: int = 3
+    """L, the length of a semantic ID."""
+    num_iters: int = 25
+    """Upper bound on k-means iterations a level; a level stops early once no item moves."""
+    max_points_per_code: int = 256
+    """A level is fitted on at most this many items a code, drawn at random."""
+    standardise: bool = False
+    """Give every column mean 0 and deviation 1 first, so that all columns count alike."""
+    seed: int = 0
+    """Seed of sampling and starting centroids."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_levels", "num_iters", "max_points_per_code"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"residual_kmeans.{name} must be at least 1, got {value}")
+        codes_per_level("residual_kmeans", self.num_codes, self.num_levels)
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualKMeans:
+    """Fitted codebooks."""
+
+    config_class: ClassVar[type] = ResidualKMeansConfig
+    config: ResidualKMeansConfig
+    codebooks: tuple[Floats, ...]
+    """L arrays (V_l, D), in the standardised space."""
+    mean_D: Floats
+    deviation_D: Floats
+
+    @classmethod
+    def fit(
+        cls,
+        vectors: ItemVectors,
+        config: ResidualKMeansConfig,
+        context: CatalogueContext | None = None,
+    ) -> Self:
+        """Learn one codebook a level. Same vectors, config and seed give the same codebooks."""
+        sizes = codes_per_level("residual_kmeans", config.num_codes, config.num_levels)
+        require_items("residual_kmeans", len(vectors), max(sizes))
+        mean_D, deviation_D = moments(vectors.vectors, config.standardise)
+        rng = np.random.default_rng(config.seed)
+        codebooks: list[Floats] = []
+        for size in sizes:
+            wanted = config.max_points_per_code * size
+            points_SD = vectors.vectors
+            if len(points_SD) > wanted:
+                points_SD = points_SD[np.sort(rng.choice(len(points_SD), wanted, replace=False))]
+            _, residuals_SD = quantise((points_SD - mean_D) / deviation_D, codebooks)
+            codebooks.append(lloyd(residuals_SD, size, config.num_iters, rng))
+        return cls(config, tuple(codebooks), mean_D, deviation_D)
+
+    @property
+    def num_codes(self) -> tuple[int, ...]:
+        """L codebook sizes, coarse to fine."""
+        return tuple(len(codebook) for codebook in self.codebooks)
+
+    def project(self, vectors: ItemVectors) -> Floats:
+        """Points (N, D) in the space of the codebooks."""
+        require_width("residual_kmeans", vectors, len(self.mean_D))
+        return (vectors.vectors - self.mean_D) / self.deviation_D
+
+    def encode(self, vectors: ItemVectors) -> SemanticIds:
+        """Assign codes greedily, level by level. Items unseen in `fit` are welcome."""
+        codes_NL, _ = quantise(self.project(vectors), self.codebooks)
+        return SemanticIds(vectors.item_ids, codes_NL, self.num_codes)
+
+    def decode(self, codes_NL: Ints) -> Floats:
+        """Rebuild vectors (N, D); the first few columns of the codes give a coarser vector."""
+        return reconstruct(codes_NL, self.codebooks) * self.deviation_D + self.mean_D
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What must be saved beside `state` to rebuild this tokenizer."""
+        books = {f"codebook.{level}": book for level, book in enumerate(self.codebooks)}
+        return {**books, "mean": self.mean_D, "deviation": self.deviation_D}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beyond config and arrays."""
+        return {}
+
+    @classmethod
+    def from_arrays(
+        cls,
+        config: ResidualKMeansConfig,
+        arrays: Mapping[str, np.ndarray],
+        state: Mapping[str, Any],
+    ) -> Self:
+        """The tokenizer that `arrays` and `state` came from."""
+        books = tuple(arrays[f"codebook.{level}"] for level in range(config.num_levels))
+        return cls(config, books, arrays["mean"], arrays["deviation"])
+
+
+def codes_per_level(
+    where: str, num_codes: int | tuple[int, ...], num_levels: int
+) -> tuple[int, ...]:
+    """One codebook size a level; ConfigError when the two settings do not fit together."""
+    sizes = (num_codes,) * num_levels if isinstance(num_codes, int) else tuple(num_codes)
+    if len(sizes) != num_levels:
+        raise ConfigError(
+            f"{where}.num_codes lists {len(sizes)} sizes for num_levels = {num_levels}; "
+            "give one size, or one a level"
+        )
+    if min(sizes) < 1:
+        raise ConfigError(f"{where}.num_codes must be at least 1, got {num_codes}")
+    return sizes
+
+
+def require_items(where: str, num_items: int, num_codes: int) -> None:
+    """DataError when there are fewer items than codes."""
+    if num_items < num_codes:
+        raise DataError(
+            f"{where} needs at least num_codes = {num_codes} items to fit, got {num_items}; "
+            "lower num_codes"
+        )
+
+
+def require_width(where: str, vectors: ItemVectors, dim: int) -> None:
+    """DataError when vectors have another width than those fitted on."""
+    if vectors.vectors.shape[1] != dim:
+        raise DataError(
+            f"{where} was fitted on vectors of width {dim}, got {vectors.vectors.shape[1]}; "
+            "embed items with the embedder it was fitted with"
+        )
+
+
+def moments(vectors_ND: Floats, standardise: bool) -> tuple[Floats, Floats]:
+    """Mean and deviation (D,) per column; (0, 1) when `standardise` is off."""
+    if not standardise:
+        dim = vectors_ND.shape[1]
+        return np.zeros(dim, np.float32), np.ones(dim, np.float32)
+    mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
+    deviation_D = vectors_ND.std(axis=0, dtype=np.float64)
+    deviation_D[deviation_D < 1e-9] = 1
+    return mean_D.astype(np.float32), deviation_D.astype(np.float32)
