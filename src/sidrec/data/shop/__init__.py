@@ -1,0 +1,22 @@
+"""Worlds with known answers: the simulated shop, and a tiny checkerboard."""
+
+from sidrec.data.shop.checkerboard import Checkerboard, checkerboard
+from sidrec.data.shop.config import ShopConfig
+from sidrec.data.shop.log import Impressions
+from sidrec.data.shop.shop import Reward, Shop, simulate
+from sidrec.data.shop.tastes import ASPECTS, Tastes
+from sidrec.data.shop.world import Response, Visits
+
+__all__ = [
+    "ASPECTS",
+    "Checkerboard",
+    "Impressions",
+    "Response",
+    "Reward",
+    "Shop",
+    "ShopConfig",
+    "Tastes",
+    "Visits",
+    "checkerboard",
+    "simulate",
+]
