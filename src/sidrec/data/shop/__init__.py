@@ -3,6 +3,7 @@
 from sidrec.data.shop.checkerboard import Checkerboard, checkerboard
 from sidrec.data.shop.config import ShopConfig
 from sidrec.data.shop.log import Impressions
+from sidrec.data.shop.logger import draw_lists, exposures
 from sidrec.data.shop.shop import Reward, Shop, simulate
 from sidrec.data.shop.tastes import ASPECTS, Tastes
 from sidrec.data.shop.world import Response, Visits
@@ -18,5 +19,7 @@ __all__ = [
     "Tastes",
     "Visits",
     "checkerboard",
+    "draw_lists",
+    "exposures",
     "simulate",
 ]

@@ -10,13 +10,13 @@ Shapes:   U users, N items, B histories, D width.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from sidrec.data.shop.words import CATALOGUE
+from sidrec.data.validation import content_hash
 from sidrec.errors import ConfigError
 from sidrec.types import Dataset, Interactions, Ints, Items, ItemVectors, as_ids
 
@@ -97,8 +97,8 @@ def checkerboard(
         items_E=items_UT.ravel(),
         times_E=np.tile(np.arange(length) * 3_600_000_000, num_users),
     )
-    digest = hashlib.sha256(items_UT.tobytes()).hexdigest()
     items = Items(item_ids, pl.DataFrame({"title": titles}))
+    digest = content_hash(items, interactions)
     dataset = Dataset("checkerboard", items, interactions, (), digest)
     return Checkerboard(
         dataset, ItemVectors(item_ids, vectors), groups_N, subgroups_N, user_groups_U, next_N

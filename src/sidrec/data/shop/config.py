@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
+from sidrec.data.shop.logger import CAP
 from sidrec.data.shop.words import CATALOGUE
 from sidrec.errors import ConfigError
 
 MAX_SUBCATEGORIES = min(len(subcategories) for _, subcategories in CATALOGUE.values())
-CAP = 0.9
-"""Highest probability with which the logging policy shows any one item."""
 
 
 @dataclass(frozen=True, kw_only=True)

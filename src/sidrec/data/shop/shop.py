@@ -12,7 +12,6 @@ Shapes:   U users, N items, R logged lists, K places, E events, B visits asked a
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -23,8 +22,10 @@ import polars as pl
 from sidrec.data.shop.catalogue import build_catalogue
 from sidrec.data.shop.config import ShopConfig
 from sidrec.data.shop.log import Impressions, event_times
+from sidrec.data.shop.logger import draw_lists
 from sidrec.data.shop.tastes import Tastes, build_tastes
 from sidrec.data.shop.world import Response, Visits, World, build_world
+from sidrec.data.validation import content_hash
 from sidrec.errors import ConfigError, DataError
 from sidrec.types import PAD, Candidates, Dataset, Floats, Interactions, Ints, as_ids
 
@@ -125,7 +126,7 @@ class Shop:
 
     def logging_lists(self, who: Ints | Visits, rng: np.random.Generator) -> Ints:
         """Lists (B, K) that the logging policy would show."""
-        return self.world.show(self.exposure(who), rng)
+        return draw_lists(self.exposure(who), self.config.list_length, rng)
 
     def respond(self, who: Ints | Visits, rows_BK: Ints, rng: np.random.Generator) -> Response:
         """Draw current interests, clicks and purchases for lists of any length (PAD allowed)."""
@@ -223,7 +224,7 @@ def simulate(config: ShopConfig | None = None) -> Shop:
                 users_B, days_B, anchors_U[users_B], recent_UM[users_B], new_session=page == 0
             )
             exposure_BN = world.exposure(visits, pull_DN[day][None])
-            rows_BK = world.show(exposure_BN, rng)
+            rows_BK = draw_lists(exposure_BN, config.list_length, rng)
             response = world.respond(visits, rows_BK, rng)
             anchors_U[users_B], recent_UM[users_B] = response.anchors_B, response.recent_BM
             clicks_BK = response.clicks_BK
@@ -272,11 +273,9 @@ def _dataset(
         events_E=np.where(bought_E, "purchase", "click").astype(object),
         propensities_E=log.propensities_RK[lists_E, places_E],
     )
-    digest = hashlib.sha256(repr(config).encode())
-    for array in (interactions.users_E, interactions.items_E, interactions.times_E):
-        digest.update(np.ascontiguousarray(array).tobytes())
     notes = (
         f"simulated shop, seed {config.seed}: {len(log)} lists shown, {len(bought_E)} clicks, "
         f"{int(bought_E.sum())} purchases",
     )
-    return Dataset("shop", world.catalogue.items, interactions, notes, digest.hexdigest())
+    digest = content_hash(world.catalogue.items, interactions)
+    return Dataset("shop", world.catalogue.items, interactions, notes, digest)

@@ -5,9 +5,7 @@ what was clicked lately. Simulation samples from these formulas, and the answers
 them, so that log and truth cannot drift apart.
 
 Source:   click model: position-based examination (Craswell et al. 2008, WSDM), P(click) =
-          P(look at place k) * P(click | looked at). Lists: systematic sampling (Madow 1949), which
-          has exact inclusion probabilities.
-Differs:  the order of systematic sampling is permuted once a batch, the start drawn once a list.
+          P(look at place k) * P(click | looked at).
 Cost:     O(B N) a batch for exposure and full click probabilities, O(B K) for a list.
 Shapes:   B visits, N items, K places, G subcategories, C categories, D days + 1, M memory,
           U users, A aspects. X is N where all items are asked for, and K for given lists.
@@ -22,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidrec.data.shop.catalogue import Catalogue
-from sidrec.data.shop.config import CAP, ShopConfig
+from sidrec.data.shop.config import ShopConfig
+from sidrec.data.shop.logger import exposures
 from sidrec.data.shop.tastes import ASPECTS, Tastes
 from sidrec.types import PAD, Bools, Floats, Ints
 
@@ -162,43 +161,16 @@ class World:
 
         The policy sees past clicks only: `pull_BN`, the popularity weight of every item on that
         day (0 when not on sale), times a boost for the last click's subcategory and category.
-        The share of uniform exploration grows where an item would be shown above CAP.
         """
         config, catalogue = self.config, self.catalogue
         last_B = visits.recent_BM[:, -1]
-        anchor_B1 = np.where(last_B == PAD, -1, catalogue.subcategories_N[last_B])[:, None]
-        same_BG = anchor_B1 == np.arange(config.num_leaves)
-        categories_B1 = np.where(anchor_B1 < 0, -1, catalogue.categories_G[anchor_B1])
-        near_BG = categories_B1 == catalogue.categories_G
-        boost_BG = np.exp(0.5 * config.recency_pull * (same_BG.astype(np.float32) + near_BG))
-        probs_BN = pull_BN * boost_BG[:, catalogue.subcategories_N]
-        probs_BN /= probs_BN.sum(axis=1, keepdims=True)
-        on_sale_BN = pull_BN > 0
-        uniform_BN = on_sale_BN / on_sale_BN.sum(axis=1, keepdims=True)
-        K = config.list_length
-        highest_B1 = probs_BN.max(axis=1, keepdims=True)
-        level_B1 = uniform_BN.max(axis=1, keepdims=True)
-        excess_B1 = (highest_B1 - CAP / K) / np.maximum(highest_B1 - level_B1, 1e-12)
-        explore_B1 = np.maximum(config.exploration, excess_B1)
-        return (K * (probs_BN + explore_B1 * (uniform_BN - probs_BN))).astype(np.float32)
-
-    def show(self, exposure_BN: Floats, rng: np.random.Generator) -> Ints:
-        """Lists (B, K) in which each item appears with exactly its exposure, likeliest first.
-
-        Systematic sampling: lay the items end to end, each as long as its exposure, and take those
-        hit by a comb of K teeth, one apart, whose start is uniform in [0, 1).
-        """
-        B, N = exposure_BN.shape
-        K = self.config.list_length
-        order_N = rng.permutation(N)
-        ends_BN = np.cumsum(exposure_BN[:, order_N], axis=1, dtype=np.float64)
-        ends_BN *= K / ends_BN[:, -1:]
-        teeth_BN = np.ceil(ends_BN - rng.random((B, 1)))
-        teeth_BN[:, -1] = K
-        hit_BN = np.diff(teeth_BN, axis=1, prepend=0) > 0
-        rows_BK = order_N[np.nonzero(hit_BN)[1].reshape(B, K)]
-        shown_BK = np.take_along_axis(exposure_BN, rows_BK, axis=1)
-        return np.take_along_axis(rows_BK, np.argsort(-shown_BK, axis=1, kind="stable"), axis=1)
+        leaf_B1 = np.where(last_B == PAD, -1, catalogue.subcategories_N[last_B])[:, None]
+        category_B1 = np.where(leaf_B1 < 0, -1, catalogue.categories_G[leaf_B1])
+        steps_BG = 0.5 * (leaf_B1 == np.arange(config.num_leaves))
+        steps_BG += 0.5 * (category_B1 == catalogue.categories_G)
+        boost_BG = np.exp(config.recency_pull * steps_BG).astype(np.float32)
+        weights_BN = pull_BN * boost_BG[:, catalogue.subcategories_N]
+        return exposures(weights_BN, config.list_length, config.exploration)
 
     def _rows(self, rows_BX: Ints | None) -> Ints:
         return np.arange(len(self.catalogue.items))[None] if rows_BX is None else rows_BX
