@@ -1,0 +1,287 @@
+"""Beam search over the catalogue's prefix tree: the k most probable items of each request.
+
+The history is encoded once; then, level by level, the generator's logits of all live prefixes
+are confined to legal continuations and the best `beam_width` prefixes of each request survive.
+Levels where prefixes have few children look at those children only, others at a bit mask.
+With `renormalise` (the default) each step is a softmax over legal continuations, so the
+probabilities of all items sum to 1. Without it, the softmax runs over all V codes and illegal ones
+are dropped afterwards (STATIC's rule): a score is then the model's own joint probability.
+A prefix A of probability .6 whose only child has .1, against B of .4 whose child has .9: without,
+A .06 < B .36; with, A .6 > B .4. Never mix the two, in training or in fusion.
+
+Source:   constrained beam search of TIGER (arXiv:2305.05065) and STATIC (arXiv:2602.22647).
+Differs:  rules inside the search; ties go to the better prefix, then the lower code, then the
+          lower row; fewer than k items come back only when fewer exist.
+Cost:     a step O(W V) a request, or O(W children); nothing grows with the catalogue.
+Shapes:   B requests, W beams, V codes of a level, C looked-at children, K items, L levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sidrec.contracts import Generator
+from sidrec.decoding.prefix_index import DEAD, ILLEGAL, PrefixIndex
+from sidrec.decoding.rules import Exhausted, Rules, exhausted
+from sidrec.errors import ConfigError, DataError
+from sidrec.types import PAD, Candidates, HistoryBatch
+
+
+@dataclass(frozen=True, eq=False)
+class LevelTrace:
+    """The beam after one level, for explanations."""
+
+    parents_BW: Tensor
+    codes_BW: Tensor
+    scores_BW: Tensor
+    live_BW: Tensor
+    """Beams that still lead to an item."""
+
+
+@dataclass(frozen=True, eq=False)
+class FreeCodes:
+    """What a generator writes when nothing holds it to the catalogue; to measure, not to serve."""
+
+    codes_BKL: Tensor
+    scores_BK: Tensor
+    valid_BK: Tensor
+    """Whether some item holds the code tuple."""
+
+    def invalid_share(self, k: int) -> float:
+        """Share of the first k code tuples, in [0, 1], that no item holds."""
+        return 1.0 - float(self.valid_BK[:, :k].float().mean())
+
+
+@torch.inference_mode()
+def beam_search(
+    generator: Generator,
+    batch: HistoryBatch,
+    index: PrefixIndex,
+    *,
+    k: int,
+    beam_width: int,
+    rules: Rules | None = None,
+    renormalise: bool = True,
+    constrained: bool = True,
+    trace: list[LevelTrace] | None = None,
+) -> Candidates:
+    """The k best items of each request with their log-probabilities, best first.
+
+    A beam narrower than k is widened to k, so k items come back whenever k exist; shorter rows end
+    in −1 with score −inf. `constrained=False` searches freely and drops what is no item: use it
+    only to see what that loses. `trace` receives one entry a level.
+    """
+    if k < 1:
+        raise ConfigError(f"beam_search: k must be at least 1, got {k}")
+    width, num_requests = max(beam_width, k), batch.num_requests
+    excluded_BX = None
+    if rules is not None:
+        index = rules.restrict(index)
+        excluded_BX = rules.excluded_rows(num_requests, index.device)
+    if not constrained:
+        free = unconstrained_search(generator, batch, index, beam_width=width)
+        scores_BW = free.scores_BK.masked_fill(~free.valid_BK, ILLEGAL)
+        scores_BW, order_BW = scores_BW.sort(dim=1, descending=True, stable=True)
+        nodes_BW = follow(index, free.codes_BKL)[-1].gather(1, order_BW)
+        return expand(index, nodes_BW, scores_BW, k, excluded_BX)
+    closed: list[Exhausted | None] = [None] * index.num_levels
+    scores_BW = torch.zeros(num_requests, 1, device=index.device)
+    if excluded_BX is not None:
+        closed, remaining_B = exhausted(index, excluded_BX)
+        scores_BW.masked_fill_(remaining_B[:, None] == 0, ILLEGAL)
+    elif not index.num_items:
+        scores_BW.fill_(ILLEGAL)
+    state = generator.start(batch)
+    nodes_BW, codes_BW, parents_BW = index.root(num_requests), None, None
+    for level in range(index.num_levels):
+        logits_BWV, state = generator.step(state, codes_BW, parents_BW)
+        ended_BW = ended(index, level, codes_BW)
+        scores_BW, parents_BW, codes_BW, nodes_BW = extend(
+            index, level, nodes_BW, logits_BWV, scores_BW, width,
+            renormalise=renormalise, closed=closed[level], ended_BW=ended_BW,
+        )  # fmt: skip
+        if trace is not None:
+            trace.append(LevelTrace(parents_BW, codes_BW, scores_BW, scores_BW > DEAD))
+    return expand(index, nodes_BW, scores_BW, k, excluded_BX)
+
+
+def extend(
+    index: PrefixIndex,
+    level: int,
+    nodes_BW: Tensor,
+    logits_BWV: Tensor,
+    scores_BW: Tensor,
+    beam_width: int,
+    *,
+    renormalise: bool = True,
+    closed: Exhausted | None = None,
+    ended_BW: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One level: (scores, parents, codes, nodes), each (B, beam_width or fewer), best first."""
+    if not index.compact[level]:
+        x_BWC = legal_log_probs(
+            index, level, nodes_BW, logits_BWV,
+            renormalise=renormalise, closed=closed, ended_BW=ended_BW,
+        )  # fmt: skip
+        scores, places = top(x_BWC, scores_BW, beam_width)
+        parents = places.div(x_BWC.shape[2], rounding_mode="floor")
+        codes = torch.sub(places, parents, alpha=x_BWC.shape[2])
+        keys = torch.add(codes, nodes_BW.gather(1, parents), alpha=index.strides[level])
+        nodes = index.lookup(level, keys)
+    else:
+        x_BWV = full_log_probs(index, level, logits_BWV, renormalise, ended_BW)
+        starts_BW1 = index.base.first[level].take(nodes_BW).unsqueeze(2)
+        nodes_BWC = starts_BW1 + arange(index.base.branching[level], index.device)
+        symbols_BWC = index.base.keys[level].take(nodes_BWC)
+        symbols_BWC -= (nodes_BW * index.strides[level]).unsqueeze(2)
+        outside_BWC = symbols_BWC >= index.widths[level]  # the next prefix's children, or padding
+        symbols_BWC.clamp_(max=index.widths[level] - 1)
+        x_BWC = x_BWV.gather(2, symbols_BWC).masked_fill_(outside_BWC, ILLEGAL)
+        if closed is not None:
+            request, beam, which = hits(closed, nodes_BW)
+            x_BWC[request, beam, closed.nodes_E[which] - starts_BW1[request, beam, 0]] = ILLEGAL
+        x_BWC = x_BWC.log_softmax(2) if renormalise else x_BWC
+        scores, places = top(x_BWC, scores_BW, beam_width)
+        parents = places.div(x_BWC.shape[2], rounding_mode="floor")
+        codes = symbols_BWC.flatten(1).gather(1, places)
+        nodes = nodes_BWC.flatten(1).gather(1, places)
+    return scores, parents, codes, nodes.masked_fill_(scores < DEAD, index.sinks[level + 1])
+
+
+def legal_log_probs(
+    index: PrefixIndex,
+    level: int,
+    nodes_BW: Tensor,
+    logits_BWV: Tensor,
+    *,
+    renormalise: bool,
+    closed: Exhausted | None = None,
+    ended_BW: Tensor | None = None,
+) -> Tensor:
+    """(B, W, V) float32 log-probability of each continuation; far below DEAD where illegal."""
+    x_BWV = full_log_probs(index, level, logits_BWV, renormalise, ended_BW)
+    x_BWV = x_BWV + index.bias(level, nodes_BW)
+    if closed is not None:
+        request, beam, which = hits(closed, nodes_BW)
+        x_BWV[request, beam, closed.symbols_E[which]] = ILLEGAL
+    return x_BWV.log_softmax(2) if renormalise else x_BWV
+
+
+def full_log_probs(
+    index: PrefixIndex, level: int, logits_BWV: Tensor, renormalise: bool, ended_BW: Tensor | None
+) -> Tensor:
+    """Float32 logits, or without renormalisation log-probabilities over all V symbols."""
+    if logits_BWV.shape[2] != index.widths[level]:
+        raise DataError(
+            f"decoding: level {level} of the index has {index.widths[level]} symbols, but the "
+            f"generator gives {logits_BWV.shape[2]} logits; build both from the same semantic IDs"
+        )
+    x_BWV = logits_BWV.float()
+    if renormalise:
+        return x_BWV
+    x_BWV = x_BWV.log_softmax(2)
+    if ended_BW is not None:  # after its end an ID has one continuation, and it is free
+        end = index.num_codes[level]
+        x_BWV[..., end] = x_BWV[..., end].masked_fill(ended_BW, 0.0)
+    return x_BWV
+
+
+def ended(index: PrefixIndex, level: int, codes_BW: Tensor | None) -> Tensor | None:
+    """(B, W) bool: prefixes whose ID has ended before `level`; None where none can have."""
+    if codes_BW is None or index.first_end is None or level <= index.first_end:
+        return None
+    return codes_BW == index.num_codes[level - 1]
+
+
+def hits(closed: Exhausted, nodes_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(request, beam, which) for each closed prefix whose parent is in the beam."""
+    which, beam = (nodes_BW[closed.requests_E] == closed.parents_E[:, None]).nonzero(as_tuple=True)
+    return closed.requests_E[which], beam, which
+
+
+def top(x_BWC: Tensor, scores_BW: Tensor, beam_width: int) -> tuple[Tensor, Tensor]:
+    """The best sums of score and continuation, and their places in (W * C), ties to the lower.
+
+    As doubles, scores (at most 0) have 29 spare bits; the place goes there, so no two are equal.
+    """
+    total_BM = (x_BWC + scores_BW.unsqueeze(2)).flatten(1).double()
+    count = total_BM.shape[1]
+    total_BM.view(torch.int64).add_(arange(count, total_BM.device))
+    best, places = total_BM.topk(min(beam_width, count), dim=1)
+    return best.float(), places
+
+
+@lru_cache(maxsize=64)
+def arange(count: int, device: torch.device) -> Tensor:
+    """The numbers 0 … count − 1, made once."""
+    return torch.arange(count, device=device)
+
+
+def expand(
+    index: PrefixIndex, leaves_BW: Tensor, scores_BW: Tensor, k: int, excluded_BX: Tensor | None
+) -> Candidates:
+    """Items of the surviving leaves, best leaf first, lower catalogue row first within one."""
+    num_requests, width = leaves_BW.shape
+    if bool(scores_BW.isnan().any()):
+        raise DataError("beam_search: the generator gave NaN logits; check its weights and input")
+    rows_BK = torch.full((num_requests, k), PAD, device=index.device)
+    out_BK = torch.full((num_requests, k), -torch.inf, device=index.device)
+    if index.one_item_a_leaf:
+        count, alive = min(width, k), scores_BW[:, :k] > DEAD
+        if index.num_items:
+            rows = index.base.rows_E.take(leaves_BW[:, :k].masked_fill(~alive, 0))
+            rows_BK[:, :count] = rows.masked_fill_(~alive, PAD)
+            out_BK[:, :count] = scores_BW[:, :k].masked_fill(~alive, -torch.inf)
+    else:
+        beams_M = (scores_BW > DEAD).flatten().nonzero()[:, 0]
+        owners, rows = index.items_below(leaves_BW.flatten()[beams_M])
+        beams = beams_M[owners]
+        requests = beams.div(width, rounding_mode="floor")
+        if excluded_BX is not None:
+            offsets = torch.arange(num_requests, device=index.device)[:, None] * index.num_rows
+            known_BX = (excluded_BX >= 0) & (excluded_BX < index.num_rows)
+            forbidden = (excluded_BX + offsets)[known_BX]
+            allowed = ~torch.isin(rows + requests * index.num_rows, forbidden)
+            beams, rows, requests = beams[allowed], rows[allowed], requests[allowed]
+        places = torch.arange(len(rows), device=index.device)
+        places = places - torch.searchsorted(requests, requests)
+        first = places < k
+        at = requests[first], places[first]
+        rows_BK[at] = rows[first]
+        out_BK[at] = scores_BW.flatten()[beams[first]]
+    return Candidates(rows_BK.cpu().numpy(), out_BK.cpu().numpy())
+
+
+@torch.inference_mode()
+def unconstrained_search(
+    generator: Generator, batch: HistoryBatch, index: PrefixIndex, *, beam_width: int
+) -> FreeCodes:
+    """The code tuples a free beam writes, best first, and whether any item holds them."""
+    state = generator.start(batch)
+    codes_BW, parents_BW, written = None, None, None
+    scores_BW = torch.zeros(batch.num_requests, 1, device=index.device)
+    for level in range(index.num_levels):
+        logits_BWV, state = generator.step(state, codes_BW, parents_BW)
+        x_BWV = full_log_probs(index, level, logits_BWV, False, ended(index, level, codes_BW))
+        scores_BW, places = top(x_BWV, scores_BW, beam_width)
+        parents_BW = places.div(x_BWV.shape[2], rounding_mode="floor")
+        codes_BW = torch.sub(places, parents_BW, alpha=x_BWV.shape[2])
+        written = codes_BW.unsqueeze(2) if written is None else torch.cat(
+            [written.gather(1, parents_BW.unsqueeze(2).expand(-1, -1, level)),
+             codes_BW.unsqueeze(2)], dim=2,
+        )  # fmt: skip
+    assert written is not None
+    return FreeCodes(written, scores_BW, follow(index, written)[-1] != index.sinks[-1])
+
+
+def follow(index: PrefixIndex, codes_BKL: Tensor) -> list[Tensor]:
+    """L x (B, K) nodes along code tuples; sinks once a tuple leaves the tree."""
+    nodes_BK, path = torch.zeros_like(codes_BKL[..., 0]), []
+    for level in range(index.num_levels):
+        nodes_BK = index.child(level, nodes_BK, codes_BKL[..., level])
+        path.append(nodes_BK)
+    return path

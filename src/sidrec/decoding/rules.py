@@ -1,0 +1,111 @@
+"""Rules: which items a request may get, applied inside the search so that k come back.
+
+A predicate shared by the batch becomes live counts a node, once per rule and snapshot, kept by
+content. A request's own exclusions become path decrements: only prefixes whose live items are
+all excluded turn illegal, and only those are looked at during a step.
+
+Source:   our choice; STATIC (arXiv:2602.22647) takes one static set of allowed IDs.
+Cost:     predicate O(N) once, then nothing; exclusion of X items O(X log N) a request.
+Shapes:   B requests, N items, X excluded items of a request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.errors import DataError
+from sidrec.types import PAD, Bools, Ints
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rules:
+    """What a batch of requests may get; rows are catalogue rows."""
+
+    keep_N: Bools | Tensor | None = None
+    """(N,) items that may be returned, for the whole batch; None keeps all."""
+    exclude: Sequence[Sequence[int] | Ints] | Tensor | None = None
+    """Items each request must not get: B lists of rows, or (B, X) padded with −1."""
+
+    @cached_property
+    def key(self) -> bytes:
+        """Digest of the predicate: equal predicates share one restricted snapshot."""
+        keep_N = np.asarray(torch.as_tensor(self.keep_N).cpu(), dtype=bool)
+        return hashlib.blake2b(np.packbits(keep_N).tobytes(), digest_size=16).digest() + (
+            len(keep_N).to_bytes(8, "little")
+        )
+
+    def restrict(self, index: PrefixIndex) -> PrefixIndex:
+        """The snapshot of `index` in which only kept items live."""
+        if self.keep_N is None:
+            return index
+        return index.restrict(torch.as_tensor(self.keep_N, dtype=torch.bool), self.key)
+
+    def excluded_rows(self, num_requests: int, device: torch.device) -> Tensor | None:
+        """(B, X) rows each request must not get, ascending, repeats as −1; None when none are.
+
+        Raises DataError when there is not one list a request.
+        """
+        if self.exclude is None:
+            return None
+        if isinstance(self.exclude, Tensor):
+            rows_BX = self.exclude.to(device)
+        else:
+            longest = max((len(rows) for rows in self.exclude), default=0)
+            padded = np.full((len(self.exclude), longest), PAD, dtype=np.int64)
+            for place, rows in zip(padded, self.exclude, strict=True):
+                place[: len(rows)] = rows
+            rows_BX = torch.from_numpy(padded).to(device)
+        if rows_BX.ndim != 2 or len(rows_BX) != num_requests:
+            raise DataError(
+                f"rules: exclude must hold one list for each of {num_requests} requests, "
+                f"got {tuple(rows_BX.shape)}"
+            )
+        if not rows_BX.shape[1]:
+            return None
+        rows_BX = rows_BX.sort(dim=1).values
+        rows_BX[:, 1:].masked_fill_(rows_BX[:, 1:] == rows_BX[:, :-1], PAD)
+        return rows_BX
+
+
+@dataclass(frozen=True, eq=False)
+class Exhausted:
+    """Prefixes of one level that are illegal for one request: all their items are excluded."""
+
+    requests_E: Tensor
+    parents_E: Tensor
+    symbols_E: Tensor
+    nodes_E: Tensor
+
+
+def exhausted(index: PrefixIndex, rows_BX: Tensor) -> tuple[list[Exhausted | None], Tensor]:
+    """What the exclusion of `rows_BX` closes at each level, and the items (B,) that remain.
+
+    A level's entry is None where the exclusion closes nothing.
+    """
+    closed: list[Exhausted | None] = []
+    paths_LBX = index.paths(rows_BX)
+    remaining_B = index.num_items - (paths_LBX[-1] != index.sinks[-1]).sum(1)
+    for level, nodes_BX in enumerate(paths_LBX):
+        nodes_BX = nodes_BX.sort(dim=1).values
+        left_BX = torch.searchsorted(nodes_BX, nodes_BX)
+        count_BX = torch.searchsorted(nodes_BX, nodes_BX, right=True) - left_BX
+        one_each_BX = left_BX == torch.arange(nodes_BX.shape[1], device=nodes_BX.device)
+        full_BX = (count_BX == index.live[level].take(nodes_BX)) & one_each_BX
+        full_BX &= nodes_BX != index.sinks[level + 1]
+        requests_E, places_E = full_BX.nonzero(as_tuple=True)
+        if not len(requests_E):
+            closed.append(None)
+            continue
+        nodes_E = nodes_BX[requests_E, places_E]
+        keys_E = index.key_of(level, nodes_E)
+        stride = index.strides[level]
+        closed.append(Exhausted(requests_E, keys_E // stride, keys_E % stride, nodes_E))
+    return closed, remaining_B
