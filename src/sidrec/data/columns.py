@@ -91,6 +91,12 @@ def choose_columns(
         found = [plain[a] for a in aliases if a in plain and plain[a] not in taken]
         if found:
             chosen[role] = found[0]
+    twice = [c for c in set(chosen.values()) if list(chosen.values()).count(c) > 1]
+    if twice:
+        raise DataError(
+            f"{table.name}: column {twice[0]!r} is mapped to more than one role; "
+            "give each role its own column"
+        )
     for role in need:
         if role not in chosen:
             wanted = mapping.get(role) or f"{role}_id"
@@ -105,6 +111,16 @@ def choose_columns(
 def _nearest(name: str, columns: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, columns, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def numbers(values: pl.Series, table: str, column: str) -> pl.Series:
+    """The column as float64, null where text is no number. Raises DataError for other types."""
+    if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Boolean, pl.Null)):
+        raise DataError(
+            f"{table}, column {column!r}: expected numbers, got {values.dtype}; "
+            "convert the column, or map its role to None to ignore it"
+        )
+    return values.cast(pl.Float64, strict=False)
 
 
 @dataclass(frozen=True)
@@ -155,7 +171,7 @@ def _times(missing: pl.Series, micros: pl.Series, meaning: str) -> Times:
 def _iso(text: pl.Series) -> pl.Series:
     """Microseconds; null where none of the forms fits."""
     joined = text.str.replace(r"^(\S{8,10})\s+", "${1}T")
-    zoned = joined.str.replace(r"\s*(?:Z|z|UTC)$", "+00:00")
+    zoned = joined.str.replace(r"\s*(?:Z|z|UTC)$", "+00:00").str.replace(r"\s+([+-]\d)", "$1")
 
     def parse(values: pl.Series, form: str) -> pl.Series:
         zone = "UTC" if "z" in form else None

@@ -108,12 +108,20 @@ def audit(dataset: Dataset) -> list[Finding]:
         found.append(Finding(code=code, severity=severity, what=what, fix=fix))
 
     share, chance = facts["sorted_history_share"], facts["sorted_history_share_by_chance"]
-    if share > 2 * chance + 0.02:
+    if share > 0.5 > chance:
         add(
             "A6",
             "warning",
             f"{share:.1%} of histories ascend by item id ({chance:.1%} by chance)",
             "check that the file is in order of time; sorted histories make the next item trivial",
+        )
+    elif share > 2 * chance + 0.02 and not facts["has_clock"]:
+        add(
+            "A2",
+            "warning",
+            f"{share:.1%} of histories ascend by item id ({chance:.1%} by chance); where times "
+            "tied, their order is probably that of the ids",
+            "the order cannot be undone without times; say so beside the numbers",
         )
     if facts["consecutive_id_share"] > 0.05:
         add(

@@ -9,6 +9,7 @@ Cost: 10 M Parquet rows in seconds; metadata of Amazon files is parsed line by l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -117,11 +118,28 @@ def guess_layout(path: Path) -> str:
     return "sequences"
 
 
+def _as_table(source: Source, what: str) -> Table | Path:
+    """A frame as a table; a path that exists as it is."""
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise DataError(f"{what}: {source} does not exist; give the path of an existing file")
+        return Path(source)
+    if not isinstance(source, (pl.DataFrame, pl.LazyFrame)):
+        raise DataError(
+            f"{what}: expected a path or a polars frame, got {type(source).__name__}; "
+            "convert it with polars.DataFrame(...)"
+        )
+    return Table(name=what, frame=source.lazy())
+
+
 def _open_events(source: Source, layout: str, on_error: OnError, encoding: str) -> Table:
-    if isinstance(source, pl.DataFrame | pl.LazyFrame):
-        return Table(name="interactions", frame=source.lazy())
-    path = _as_path(source, "interactions")
-    layout = guess_layout(path) if layout == "auto" else layout
+    path = _as_table(source, "interactions")
+    if isinstance(path, Table):
+        return path
+    if layout == "auto":
+        table = _open_events(source, guess_layout(path), on_error, encoding)
+        note = f"{path.name}: read as layout {guess_layout(path)!r}, guessed"
+        return replace(table, notes=(note, *table.notes))
     match layout:
         case "parquet":
             return open_parquet(path)
@@ -140,9 +158,9 @@ def _open_events(source: Source, layout: str, on_error: OnError, encoding: str) 
 
 
 def _open_items(source: Source, layout: str, on_error: OnError, encoding: str) -> Table:
-    if isinstance(source, pl.DataFrame | pl.LazyFrame):
-        return Table(name="items", frame=source.lazy())
-    path = _as_path(source, "items")
+    path = _as_table(source, "items")
+    if isinstance(path, Table):
+        return path
     suffix = plain_suffix(path)
     if suffix == ".item":
         if layout == "movielens" or path.name == "u.item":
@@ -158,15 +176,3 @@ def _open_items(source: Source, layout: str, on_error: OnError, encoding: str) -
     if line[:1] in "{[":
         return open_json_lines(path, encoding=encoding, on_error=on_error)
     return open_table(path, encoding=encoding, on_error=on_error)
-
-
-def _as_path(source: object, what: str) -> Path:
-    if not isinstance(source, str | Path):
-        raise DataError(
-            f"{what}: expected a path or a polars frame, got {type(source).__name__}; "
-            "convert it with polars.DataFrame(...)"
-        )
-    path = Path(source)
-    if not path.is_file():
-        raise DataError(f"{what}: {path} does not exist; give the path of an existing file")
-    return path

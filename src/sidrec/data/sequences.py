@@ -30,6 +30,17 @@ def open_sequences(path: Path, *, encoding: str, on_error: OnError) -> Table:
     if alone.size:
         notes.append(f"{path.name}: dropped {len(alone)} lines without items")
     usable = np.flatnonzero(lengths > 1)
+    users = cells.gather(usable).list.first()
+    again = ~users.is_first_distinct().to_numpy()
+    if again.any() and on_error == "raise":
+        raise DataError(
+            f"{path.name}: {int(again.sum())} of {len(lines)} lines repeat the user of an earlier "
+            f"line ({examples((usable[again] + 1).tolist())}); expected one line a user; if a line "
+            "is one event, add a header (user_id item_id …) and read it with layout='csv'"
+        )
+    if again.any():
+        notes.append(f"{path.name}: dropped {int(again.sum())} lines that repeat a user")
+        usable = usable[~again]
     words = cells.gather(usable)
     frame = pl.DataFrame({"user_id": words.list.first(), "item_id": words.list.slice(1)})
     frame = frame.explode("item_id")

@@ -63,8 +63,11 @@ def examples(rows: Sequence[int], most: int = 3) -> str:
 
 
 def _unreadable(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{name} cannot be read: {reason}; write the file again or convert it to Parquet"
+    return f"{name} cannot be read: {_first_line(error)}; write the file again"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
 
 
 def plain_suffix(path: Path) -> str:
@@ -191,7 +194,7 @@ def open_csv(
             raise DataError(
                 f"{path.name}: {len(bad) or 'some'} rows cannot be split into "
                 f"{parse.width(content)} columns{where}; "
-                f"expected the columns of the header, got {str(error).splitlines()[0].strip()}; "
+                f"expected the columns of the header, got {_first_line(error)}; "
                 "quote the cells or read with on_error='skip'"
             ) from error
         notes.append(
@@ -268,7 +271,11 @@ def open_json_lines(
     except (PolarsError, ValueError, TypeError) as error:
         good, bad = _json_lines(content)
         if on_error == "raise" or not bad:
-            where = f"{len(bad)} rows are not JSON objects ({examples(bad)})" if bad else str(error)
+            where = (
+                f"{len(bad)} rows are not JSON objects ({examples(bad)})"
+                if bad
+                else _first_line(error)
+            )
             raise DataError(
                 f"{path.name}: {where}; expected one JSON object a line; "
                 "mend those lines or read with on_error='skip'"

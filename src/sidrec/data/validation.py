@@ -17,7 +17,14 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
-from sidrec.data.columns import EVENT_ROLES, ITEM_ROLES, TEXT_ALIASES, choose_columns, parse_times
+from sidrec.data.columns import (
+    EVENT_ROLES,
+    ITEM_ROLES,
+    TEXT_ALIASES,
+    choose_columns,
+    numbers,
+    parse_times,
+)
 from sidrec.data.tables import ROW, OnError, Table, examples
 from sidrec.errors import DataError
 from sidrec.types import Bools, Dataset, Floats, Ids, Interactions, Ints, Items, as_ids
@@ -166,7 +173,13 @@ def build_dataset(
         times_E = np.arange(len(users_E)) - starts[users_E]
     kinds_E = None
     if "event" in columns:
-        codes, kinds = factorise(frame[columns["event"]].cast(pl.String))
+        kinds = frame[columns["event"]]
+        if kinds.dtype.is_nested():
+            raise DataError(
+                f"{events.name}, column {columns['event']!r}: expected event names, got "
+                f"{kinds.dtype}; map the role event to None to ignore the column"
+            )
+        codes, kinds = factorise(kinds.cast(pl.String))
         kinds_E = as_ids([*kinds.to_list(), ""])[codes[order_E]]
     interactions = Interactions(
         user_ids=user_ids,
@@ -248,7 +261,7 @@ def _order(
         )
         return times.micros_E, True
     if (column := columns.get("position")) is not None:
-        places = frame[column].cast(pl.Float64, strict=False)
+        places = numbers(frame[column], sieve.table, column)
         sieve.reject((~places.is_finite()).fill_null(True).to_numpy(), column, "hold no position",
                      expected="a number in every row", got="null, NaN or text",
                      fix="fill them in")  # fmt: skip
@@ -264,13 +277,13 @@ def _numbers(
     """An optional numeric column (R,); finite, above `low` and at most `high`."""
     if column is None:
         return None
-    numbers = frame[column].cast(pl.Float64, strict=False)
-    good = (numbers.is_finite() & (numbers > low) & (numbers <= high)).fill_null(False)
+    values = numbers(frame[column], sieve.table, column)
+    good = (values.is_finite() & (values > low) & (values <= high)).fill_null(False)
     sieve.reject((~good).to_numpy(), column, "hold no usable number",
                  expected="finite numbers" if high == np.inf else f"numbers in ({low:g}, {high:g}]",
                  got=str(frame[column].filter(~good).head(1).to_list()),
                  fix="correct them, map the role to None to ignore the column")  # fmt: skip
-    return numbers.fill_null(0).fill_nan(0).to_numpy().astype(np.float32)
+    return values.fill_null(0).fill_nan(0).to_numpy().astype(np.float32)
 
 
 def _sorted_rows(sieve: Sieve, users_R: Ints, times_R: Ints) -> Ints:
