@@ -1,0 +1,116 @@
+"""`sidrec recommend`: the next items for a history, from a bundle."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sidrec.cli import options, output
+from sidrec.errors import ConfigError, DataError
+
+
+def command(
+    bundle: options.Bundle,
+    history: Annotated[
+        str | None,
+        typer.Option("--history", help="Item ids, oldest first, separated by commas."),
+    ] = None,
+    histories: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            help='JSON lines, one request each: {"user_id": …, "history": [item ids]}.',
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Items to recommend.")] = 10,
+    system: Annotated[str, typer.Option("--system", help="hybrid, generator or a scorer.")] = "",
+    exclude: Annotated[
+        str, typer.Option("--exclude", help="Item ids to leave out, separated by commas.")
+    ] = "",
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen/--include-seen", help="Leave out the history's items.")
+    ] = True,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where", help='Filter, e.g. \'{"field": "price", "op": "lt", "value": 50}\'.'
+        ),
+    ] = None,
+    unknown: Annotated[
+        str, typer.Option("--unknown", help="error, or skip items the catalogue lacks.")
+    ] = "error",
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Recommend the next items for one history, or for a file of them."""
+    from sidrec.recommender import load
+
+    if (history is None) == (histories is None):
+        raise ConfigError("give either --history or --input")
+    tree = None if where is None else _json(where, "--where")
+    if histories is None:
+        requests = [{"user_id": "", "history": _ids(history or "")}]
+    else:
+        requests = read_requests(histories)
+    recommender = load(options.bundle_path(bundle), device=device or "auto")
+    frame = recommender.recommend(
+        histories=[request["history"] for request in requests],
+        user_ids=[str(request["user_id"]) for request in requests],
+        k=k,
+        system=system or None,
+        exclude=_ids(exclude),
+        exclude_seen=exclude_seen,
+        where=tree,
+        unknown=unknown,
+    )
+    rows = frame.to_dicts()
+    if json:
+        output.as_json(rows)
+    elif histories is not None:
+        for row in rows:
+            output.line(jsonlib.dumps(row, ensure_ascii=False))
+    else:
+        columns = ("rank", "item_id", "title", "score", "semantic_id", "source")
+        cells = [[short(row[name]) for name in columns] for row in rows]
+        output.table(f"the next {k} items", columns, cells)
+
+
+def read_requests(path: Path) -> list[dict[str, Any]]:
+    """Requests of a JSON-lines file. DataError names the line that is not one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable UTF-8 file") from error
+    requests = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        value = _json(line, f"{path} line {number}")
+        if not isinstance(value, dict) or not isinstance(value.get("history"), list):
+            raise DataError(f'{path} line {number} must be {{"history": [item ids]}}')
+        history = [str(item) for item in value["history"]]
+        requests.append({"user_id": value.get("user_id", number), "history": history})
+    if not requests:
+        raise DataError(f"{path} holds no requests; expected one JSON object a line")
+    return requests
+
+
+def short(value: Any) -> Any:
+    """Text cut to fit a table; codes as 12-200-7."""
+    if isinstance(value, list):
+        return "-".join(map(str, value))
+    return f"{value[:57]}…" if isinstance(value, str) and len(value) > 58 else value
+
+
+def _ids(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return jsonlib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON: {error}") from error

@@ -1,0 +1,168 @@
+"""Look into a recommender: neighbours of an item, why an item, and the tree of semantic IDs.
+
+Shapes:   N items, D width, L levels, V codes of a level, T history length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from sidrec.decoding.beam import legal_log_probs
+from sidrec.errors import ConfigError, DataError
+from sidrec.fitted import nearest_items
+from sidrec.tokenizers.collisions import groups_of
+from sidrec.tokenizers.health import health
+from sidrec.tokenizers.tree import prefix_names
+from sidrec.types import Floats, Histories, HistoryBatch, Ints
+
+if TYPE_CHECKING:
+    from sidrec.recommender import Recommender
+
+MAX_GROUPS = 20
+"""Groups of colliding items that a report lists."""
+
+
+def similar(recommender: Recommender, item_id: str, k: int) -> pl.DataFrame:
+    """The k items with the nearest vectors, best first."""
+    items, vectors = recommender.items, recommender.vectors.vectors
+    row = int(items.rows([item_id], where="similar")[0])
+    rows = nearest_items(vectors[row : row + 1], vectors, k + 1)[0]
+    rows = rows[rows != row][:k]
+    return pl.DataFrame(
+        {
+            "item_id": items.item_ids[rows].tolist(),
+            "title": [recommender.titles[r] for r in rows],
+            "similarity": cosines(vectors[rows], vectors[row]),
+            "shared_codes": shared_codes(recommender.ids.codes, rows, row),
+        }
+    )
+
+
+def explain(recommender: Recommender, history: Sequence[str], item_id: str) -> dict[str, Any]:
+    """Why this item after this history, as far as the generator can say.
+
+    `levels`: code and natural log-probability of each level of the item's ID given the codes
+    before it, over legal continuations where the bundle renormalises; their sum is `log_prob`.
+    `history`: each item of the history with the number of leading codes it shares with the item
+    and the cosine of their vectors, nearest first.
+    """
+    items, vectors = recommender.items, recommender.vectors.vectors
+    rows = items.rows(history)
+    if not len(rows):
+        raise DataError("explain needs a history of at least one item, got none")
+    target = int(items.rows([item_id], where="explain")[0])
+    levels = level_log_probs(recommender, rows, target)
+    similarity = cosines(vectors[rows], vectors[target])
+    shared = shared_codes(recommender.ids.codes, rows, target)
+    return {
+        "item_id": str(item_id),
+        "title": recommender.titles[target],
+        "log_prob": sum(level["log_prob"] for level in levels),
+        "levels": levels,
+        "history": [
+            {
+                "item_id": str(items.item_ids[rows[i]]),
+                "title": recommender.titles[rows[i]],
+                "shared_codes": shared[i],
+                "similarity": similarity[i],
+            }
+            for i in sorted(range(len(rows)), key=lambda i: -similarity[i])
+        ],
+    }
+
+
+@torch.inference_mode()
+def level_log_probs(recommender: Recommender, rows_T: Ints, target: int) -> list[dict[str, Any]]:
+    """One {"code", "log_prob"} a level of the target's ID, following the generator down."""
+    generator, index = recommender.generator.value, recommender.index
+    batch = HistoryBatch.from_histories(
+        Histories.from_lists([rows_T]), max_length=int(generator.max_length)
+    ).to(recommender.device)
+    state, levels = generator.start(batch), []
+    nodes, codes, parents = index.root(1), None, None
+    for level, code in enumerate(recommender.ids.codes[target].tolist()):
+        if code < 0:
+            break
+        logits, state = generator.step(state, codes, parents)
+        log_probs = legal_log_probs(
+            index, level, nodes, logits, renormalise=recommender.renormalise
+        )
+        codes = torch.full((1, 1), code, device=recommender.device)
+        parents = torch.zeros_like(codes)
+        nodes = index.child(level, nodes, codes)
+        levels.append({"code": code, "log_prob": float(log_probs[0, 0, code])})
+    return levels
+
+
+def inspect(recommender: Recommender, prefix: tuple[int, ...], limit: int) -> dict[str, Any]:
+    """Facts of the bundle, use of every level, groups of colliding items, children of a prefix."""
+    ids = recommender.ids
+    if len(prefix) >= ids.num_levels:
+        raise ConfigError(f"a prefix must be shorter than {ids.num_levels} codes, got {prefix}")
+    under_N = (ids.codes[:, : len(prefix)] == np.array(prefix, dtype=np.int64)).all(axis=1)
+    if not under_N.any():
+        raise ConfigError(f"no item lies under the prefix {'-'.join(map(str, prefix))}")
+    figures = health(ids, recommender.vectors, recommender.tokenizer.value)
+    facts = {
+        "items": len(ids),
+        "systems": ", ".join(recommender.systems),
+        "tokenizer": recommender.tokenizer.name,
+        "levels": " x ".join(map(str, ids.num_codes)),
+        "distinct IDs": figures.num_ids,
+        "share of colliding items": figures.collision_share,
+        "largest collision": figures.largest_group,
+        "neighbours that share the first code": figures.neighbour_agreement,
+    }
+    facts |= {k: v for k, v in recommender.provenance.items() if k != "metrics"}
+    levels = [
+        {
+            "level": level,
+            "codes": use.num_codes,
+            "used": use.num_used,
+            "dead": use.num_dead,
+            "perplexity": use.perplexity,
+            "error left": use.reconstruction_error_ratio,
+        }
+        for level, use in enumerate(figures.levels)
+    ]
+    return {
+        "bundle": facts,
+        "levels": levels,
+        "collisions": [list(map(str, group)) for group in groups_of(ids)[:MAX_GROUPS]],
+        "tree": branches(recommender, prefix, limit),
+    }
+
+
+def branches(recommender: Recommender, prefix: tuple[int, ...], limit: int) -> list[dict[str, Any]]:
+    """Branches below a prefix, largest first: items, a name of top words, the most bought item."""
+    tree = prefix_names(recommender.ids, recommender.items.texts(), depth=len(prefix) + 1)
+    nodes = []
+    for node in tree.children(prefix)[:limit]:
+        rows = tree.rows(node.prefix)
+        favourite = rows[recommender.train_counts_N[rows].argmax()]
+        nodes.append(
+            {
+                "prefix": "-".join(map(str, node.prefix)),
+                "items": node.num_items,
+                "name": ", ".join(node.words),
+                "example": recommender.titles[favourite][:60],
+            }
+        )
+    return nodes
+
+
+def shared_codes(codes_NL: Ints, rows: Ints, row: int) -> list[int]:
+    """Leading codes that each of the rows shares with one row."""
+    same = (codes_NL[rows] == codes_NL[row]) & (codes_NL[rows] >= 0)
+    return same.cumprod(axis=1).sum(axis=1).tolist()
+
+
+def cosines(vectors_ND: Floats, vector_D: Floats) -> list[float]:
+    """Cosine of each vector with one; 0 where either is zero."""
+    lengths = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(vector_D)
+    return (vectors_ND @ vector_D / np.maximum(lengths, 1e-12)).tolist()

@@ -1,0 +1,110 @@
+"""One fitted value of any stage, and its way to disk and back.
+
+Plain methods save `arrays()` and `state()`; an `nn.Module` saves its `state_dict`. A module is
+rebuilt by `build(context, config)` and takes its saved weights; `grow` carries weights over to a
+catalogue with more items.
+
+Cost:     as `artifact`; `grow` is one matrix product of new by old items.
+Shapes:   N old items, M new items, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from sidrec import artifact, config, methods
+from sidrec.errors import ArtifactError
+from sidrec.types import CatalogueContext, Floats, Ints
+
+NUM_NEIGHBOURS = 8
+"""A weight row of a new item starts as the mean over this many old items of nearest vectors."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Fitted:
+    """A method of a stage with its config and what fitting gave."""
+
+    stage: str
+    name: str
+    config: Any
+    value: Any
+
+    def save(self, path: Path, parents: Mapping[str, str] | None = None) -> str:
+        """Write the value as the directory `path`; return its hash."""
+        if isinstance(self.value, nn.Module):
+            arrays = {k: v.detach().cpu().numpy() for k, v in self.value.state_dict().items()}
+            state: Any = {}
+        else:
+            arrays, state = self.value.arrays(), self.value.state()
+        plain = None if self.config is None else config.to_dict(self.config)
+        return artifact.save(
+            path,
+            kind=f"{self.stage}/{self.name}",
+            arrays=arrays,
+            config=plain,
+            state=state,
+            parents=parents,
+        )
+
+    @classmethod
+    def load(cls, saved: artifact.Artifact, context: CatalogueContext | None = None) -> Self:
+        """The value that `save` wrote; modules need the catalogue they were built for."""
+        stage, _, name = saved.kind.partition("/")
+        method_class = methods.resolve(stage, name)
+        settings = config.parse(method_class.config_class, saved.config or {}, where=saved.kind)
+        if not issubclass(method_class, nn.Module):
+            value = method_class.from_arrays(settings, saved.arrays, saved.state)
+            return cls(stage=stage, name=name, config=settings, value=value)
+        model = method_class.build(context, settings)
+        load_weights(model, saved)
+        return cls(stage=stage, name=name, config=settings, value=model.eval())
+
+
+def load_weights(model: nn.Module, saved: artifact.Artifact) -> None:
+    """Put saved arrays into a built model. ArtifactError where they do not fit."""
+    try:
+        model.load_state_dict({k: torch.from_numpy(v) for k, v in saved.arrays.items()})
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{saved.path}: its weights do not fit the model {saved.kind} of this sidrec: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def grow(old: nn.Module, new: nn.Module, num_old: int, nearest_MK: Ints) -> nn.Module:
+    """Give `new`, built for more items, the weights of `old`; return it, ready to serve.
+
+    A table with one row an item keeps its old rows; a learnt row of a new item is the mean over
+    its nearest old items, a buffer row (codes, vectors) is what `build` put there.
+    """
+    learnt = {name for name, _ in new.named_parameters()}
+    target = new.state_dict()
+    num_new = num_old + len(nearest_MK)
+    for name, weights in old.state_dict().items():
+        place = target[name]
+        if place.shape == weights.shape:
+            place.copy_(weights)
+        elif len(place) == num_new and len(weights) == num_old:
+            place[:num_old] = weights
+            if name in learnt:
+                place[num_old:] = weights[torch.from_numpy(nearest_MK)].mean(dim=1)
+    new.load_state_dict(target)
+    return new.eval()
+
+
+def nearest_items(vectors_MD: Floats, vectors_ND: Floats, k: int = NUM_NEIGHBOURS) -> Ints:
+    """(M, k) rows of the k items with the highest cosine similarity, best first; k <= N."""
+    k = min(k, len(vectors_ND))
+    similar_MN = _unit(vectors_MD) @ _unit(vectors_ND).T
+    return np.argsort(-similar_MN, axis=1, kind="stable")[:, :k].astype(np.int64)
+
+
+def _unit(vectors: Floats) -> Floats:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

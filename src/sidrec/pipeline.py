@@ -1,0 +1,453 @@
+"""The whole road: data and a config in, a fitted `Recommender` and its measured table out.
+
+The only file that joins every stage. Each stage is cached in the run directory under a hash of its
+config and of everything it depends on, so running again resumes: finished stages are loaded, an
+interrupted training goes on from its newest checkpoint, a changed setting redoes what it affects.
+
+Every choice (early stop, weight of the hybrid) is made on the validation part; the test part is
+read once, by `evaluate_systems`. Under `torchrun`, process 0 alone writes stages and the bundle.
+
+Cost:     training dominates; see `plan`.
+Shapes:   B requests, K returned items.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from sidrec import artifact, config, methods
+from sidrec.config import Method
+from sidrec.data import split
+from sidrec.decoding.beam import beam_search
+from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.errors import ConfigError, DataError
+from sidrec.evaluation import EvaluationContext, Report, evaluate, rank_all, table
+from sidrec.evaluation.comparison import Table
+from sidrec.evaluation.metrics import ndcg
+from sidrec.fitted import Fitted
+from sidrec.processes import choose_device
+from sidrec.recipe import RunConfig, default_config, describe, read_data
+from sidrec.recommender import Recommender
+from sidrec.training import TrainEvent, train
+from sidrec.types import (
+    Candidates,
+    CatalogueContext,
+    Dataset,
+    Examples,
+    ItemVectors,
+    SemanticIds,
+    Split,
+)
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+"""Progress: {"stage", "message"} begins a stage, {"stage", "done", "total", …numbers} moves it,
+{"stage", "finished": True} ends it."""
+VALIDATION_BEAM = 20
+"""Beam of the validation during training; the final beam is `decoding.beam_width`."""
+
+
+def quiet(event: Mapping[str, Any]) -> None:
+    """Report progress to no one."""
+
+
+def fit(
+    data: Dataset | None = None,
+    settings: RunConfig | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    on_event: OnEvent = quiet,
+) -> Recommender:
+    """A fitted recommender: embed, tokenize, train, choose on validation.
+
+    Without `settings` the default recipe for `data`; without `data` what `settings.data` names.
+    With `run_dir` finished stages are kept there, and running again resumes.
+    """
+    return _Fit.of(data, settings, run_dir, on_event).recommender
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Run:
+    """What `run` gives back."""
+
+    recommender: Recommender
+    dataset: Dataset
+    split: Split
+    reports: Mapping[str, Report]
+    """System -> report on the test part; empty where nothing was evaluated."""
+    bundle: Path
+    seconds: float
+
+    def table(self) -> Table:
+        """Systems side by side, with the protocol line."""
+        return table(list(self.reports.values()), metrics_of(self.reports))
+
+    def example_history(self) -> list[str]:
+        """The last three items of a test user, to try the bundle with."""
+        history = self.split.test.histories[0][-3:]
+        return [str(self.dataset.items.item_ids[row]) for row in history]
+
+    def summary(self) -> dict[str, Any]:
+        """The run as plain JSON values."""
+        return {
+            "bundle": str(self.bundle),
+            "data": describe(self.dataset),
+            "seconds": self.seconds,
+            "protocol": next((r.protocol.line() for r in self.reports.values()), None),
+            "systems": summary_of(self.reports),
+        }
+
+
+def run(
+    settings: RunConfig,
+    *,
+    run_dir: str | Path,
+    data: Dataset | None = None,
+    on_event: OnEvent = quiet,
+    evaluate: bool = True,
+) -> Run:
+    """Fit, measure every system on the test part, write `run_dir/bundle` and the reports."""
+    started, run_dir = time.perf_counter(), Path(run_dir)
+    work = _Fit.of(data, settings, run_dir, on_event)
+    recommender = work.recommender
+    reports: dict[str, Report] = {}
+    if evaluate:
+        reports = evaluate_systems(
+            recommender, work.dataset, work.split, settings=settings, on_event=on_event
+        )
+        measured = {**recommender.provenance, "metrics": summary_of(reports)}
+        recommender = replace(recommender, provenance=measured)
+    if work.writes:
+        recommender.save(run_dir / "bundle")
+        for name, report in reports.items():
+            artifact.write_text(run_dir / "reports" / f"{name}.json", report.to_json() + "\n")
+        artifact.write_text(run_dir / "recipe.toml", config.to_toml(settings))
+    result = Run(
+        recommender=recommender,
+        dataset=work.dataset,
+        split=work.split,
+        reports=reports,
+        bundle=run_dir / "bundle",
+        seconds=time.perf_counter() - started,
+    )
+    if work.writes:
+        text = json.dumps(result.summary(), indent=1, ensure_ascii=False)
+        artifact.write_text(run_dir / "summary.json", text + "\n")
+    return result
+
+
+def evaluate_systems(
+    recommender: Recommender,
+    dataset: Dataset,
+    parts: Split,
+    *,
+    settings: RunConfig,
+    part: str = "test",
+    systems: Sequence[str] | None = None,
+    on_event: OnEvent = quiet,
+) -> dict[str, Report]:
+    """One report a system (all by default, baselines first), under one protocol."""
+    context = EvaluationContext.of(
+        parts,
+        part=part,
+        data_hash=dataset.content_hash,
+        vectors=recommender.vectors,
+        semantic_ids=recommender.ids,
+    )
+    examples = parts.test if part == "test" else parts.valid
+    shared = bool((recommender.ids.group_sizes_N > 1).any())
+    reports: dict[str, Report] = {}
+    for name in systems or recommender.systems[::-1]:
+        stage = f"evaluate {name}"
+        on_event({"stage": stage, "message": f"{len(examples):,} examples"})
+        reports[name] = evaluate(
+            name,
+            examples,
+            context=context,
+            **_answers(recommender, name, max(settings.evaluation.ks)),
+            ks=settings.evaluation.ks,
+            max_length=recommender.max_length(name),
+            filter_seen=settings.evaluation.exclude_seen,
+            shared_codes=shared and name == recommender.generator.name,
+            seed=settings.seed,
+            on_batch=lambda done, total, stage=stage: on_event(
+                {"stage": stage, "done": done, "total": total}
+            ),
+        )
+        on_event({"stage": stage, "finished": True})
+    return reports
+
+
+def require_same_data(recommender: Recommender, dataset: Dataset) -> None:
+    """DataError when these are not the data that the recommender was fitted on."""
+    expected = recommender.provenance.get("data_hash")
+    if expected != dataset.content_hash:
+        raise DataError(
+            f"{dataset.name} has content hash {dataset.content_hash[:12]}…, the bundle was fitted "
+            f"on {str(expected)[:12]}…; its test part could hold events the bundle has seen; "
+            "fit again"
+        )
+
+
+def metrics_of(reports: Mapping[str, Report]) -> list[str]:
+    """Recall and NDCG at every cut of the reports."""
+    figures = next(iter(reports.values())).figures
+    cuts = sorted({int(m.split("@")[1]) for m in figures if m.startswith("recall@")})
+    return [f"{metric}@{cut}" for cut in cuts for metric in ("recall", "ndcg")]
+
+
+def summary_of(reports: Mapping[str, Report]) -> dict[str, Any]:
+    """System -> metric -> value and interval."""
+    return {
+        name: {metric: asdict(report.figures[metric]) for metric in metrics_of(reports)}
+        for name, report in reports.items()
+    }
+
+
+def _answers(recommender: Recommender, name: str, k: int) -> dict[str, Any]:
+    """How `evaluate` asks one system: all scores where it has them, else ranked lists."""
+    if name in recommender.scorers:
+        return {"scores": lambda b: recommender.scores(name, b.to(recommender.device))}
+    return {
+        "candidates": lambda b, k, seen: recommender.answer(
+            name, b.to(recommender.device), k, exclude=seen
+        ),
+        "beam": max(recommender.beam_width, k),
+    }
+
+
+class _Fit:
+    """One fit; each stage is made once, when first asked for, and cached by content."""
+
+    def __init__(
+        self, dataset: Dataset, settings: RunConfig, run_dir: Path | None, on_event: OnEvent
+    ) -> None:
+        self.dataset, self.settings, self.on_event = dataset, settings, on_event
+        self.writes = int(os.environ.get("RANK", "0")) == 0  # set by torchrun
+        self.run_dir = run_dir
+        self.device = choose_device(settings.device)
+        on_event({"stage": "data", "message": describe(dataset)})
+        self.split = split(dataset, settings.split.rule)
+        on_event({"stage": "split", "message": self.split.rule})
+
+    @classmethod
+    def of(
+        cls,
+        data: Dataset | None,
+        settings: RunConfig | None,
+        run_dir: str | Path | None,
+        on_event: OnEvent,
+    ) -> _Fit:
+        if data is None and settings is None:
+            raise ConfigError("fit needs data, or settings whose data section names them")
+        data = data if data is not None else read_data(settings.data)  # type: ignore[union-attr]
+        settings = settings or default_config(data)
+        return cls(data, settings, None if run_dir is None else Path(run_dir), on_event)
+
+    # Stages, in order
+
+    @cached_property
+    def data_key(self) -> str:
+        return artifact.value_hash(self.dataset.content_hash, self.split.rule)
+
+    @cached_property
+    def embedding(self) -> tuple[Fitted, str]:
+        context = CatalogueContext(self.dataset.items, self.split.train)
+        return self.plain("embeddings", self.settings.embedding, self.data_key, context)
+
+    @cached_property
+    def vectors(self) -> ItemVectors:
+        return self.embedding[0].value.embed(self.dataset.items)
+
+    @cached_property
+    def tokenizer(self) -> tuple[Fitted, str]:
+        context = CatalogueContext(self.dataset.items, self.split.train, self.vectors)
+        return self.plain("tokenizers", self.settings.tokenizer, self.embedding[1], context)
+
+    @cached_property
+    def ids(self) -> SemanticIds:
+        tokenizer, policy = self.tokenizer[0].value, self.settings.collisions
+        resolve = methods.resolve("collisions", policy)
+        ids, report = resolve(tokenizer.encode(self.vectors), tokenizer, self.vectors)
+        self.on_event(
+            {
+                "stage": "semantic IDs",
+                "message": f"{len(ids):,} items; {report.share_before:.1%} collided before "
+                f"{policy}, {report.share_after:.1%} after",
+            }
+        )
+        return ids
+
+    @cached_property
+    def context(self) -> CatalogueContext:
+        """What models are built from."""
+        return CatalogueContext(self.dataset.items, self.split.train, self.vectors, self.ids)
+
+    @cached_property
+    def ids_key(self) -> str:
+        return artifact.value_hash(self.tokenizer[1], self.settings.collisions)
+
+    @cached_property
+    def recommender(self) -> Recommender:
+        settings = self.settings
+        fitted = Recommender(
+            items=self.dataset.items,
+            train_counts_N=self.split.train_counts_N,
+            vectors=self.vectors,
+            ids=self.ids,
+            embedding=self.embedding[0],
+            tokenizer=self.tokenizer[0],
+            collisions=settings.collisions,
+            generator=self.model(settings.generator),
+            scorers={scorer.name: self.model(scorer) for scorer in settings.scorers},
+            hybrid=None,
+            beam_width=settings.decoding.beam_width,
+            renormalise=settings.decoding.renormalise,
+            settings=config.to_dict(settings),
+            provenance={
+                "data": self.dataset.name,
+                "data_hash": self.dataset.content_hash,
+                "split": self.split.rule,
+                "seed": settings.seed,
+            },
+            device=self.device,
+        )
+        if settings.hybrid.scorer is None:
+            return fitted
+        return replace(fitted, hybrid=self.tuned(fitted, settings.hybrid.scorer))
+
+    # Making one stage
+
+    def plain(self, stage: str, chosen: Method, parent: str, context: CatalogueContext) -> Any:
+        """An embedder or a tokenizer, and the key that names it."""
+        settings = config.with_seed(chosen.config, self.settings.seed)
+        key = self.key(chosen, settings, parent)
+        method_class = methods.resolve(stage, chosen.name)
+
+        def make() -> Fitted:
+            if stage == "tokenizers":
+                value = method_class.fit(context.vectors, settings, context)
+            else:
+                value = method_class.fit(context, settings)
+            return Fitted(stage=stage, name=chosen.name, config=settings, value=value)
+
+        return self.cached(stage, chosen.name, key, make, context), key
+
+    def model(self, chosen: Method) -> Fitted:
+        """A generator or scorer, trained where it is trained."""
+        settings = config.with_seed(chosen.config, self.settings.seed)
+        training = config.with_seed(chosen.train, self.settings.seed)
+        key = self.key(replace(chosen, train=training), settings, self.ids_key)
+
+        def make() -> Fitted:
+            model = methods.resolve(chosen.stage, chosen.name).build(self.context, settings)
+            if training is not None:
+                folder = None
+                if self.run_dir is not None:
+                    folder = self.run_dir / "training" / f"{chosen.name}-{key[:12]}"
+                label, started = f"train {chosen.name}", time.perf_counter()
+                result = train(
+                    model,
+                    self.split.train,
+                    training,
+                    validate=lambda m: self.ndcg(chosen.stage, m),
+                    run_dir=folder,
+                    device=self.settings.device,
+                    on_event=lambda event: self.on_event(progress_of(label, event, started)),
+                )
+                self.on_event(
+                    {
+                        "stage": label,
+                        "finished": True,
+                        "message": f"validation ndcg@10 {result.best_metric or 0:.4f} at epoch "
+                        f"{result.best_epoch:.1f}; {result.seconds:.0f} s, "
+                        f"{result.targets_per_second:,.0f} targets/s; {result.stopped_because}",
+                    }
+                )
+            if isinstance(model, nn.Module):
+                model = model.to(self.device).eval()
+            return Fitted(stage=chosen.stage, name=chosen.name, config=settings, value=model)
+
+        return self.cached(chosen.stage, chosen.name, key, make, self.context)
+
+    def key(self, chosen: Method, settings: Any, parent: str) -> str:
+        plain = None if settings is None else config.to_dict(settings)
+        training = None if chosen.train is None else config.to_dict(chosen.train)
+        return artifact.value_hash(chosen.stage, chosen.name, plain, training, parent)
+
+    def cached(
+        self, stage: str, name: str, key: str, make: Callable[[], Fitted], context: CatalogueContext
+    ) -> Fitted:
+        """The stage from the run directory where it is complete there, else made and kept."""
+        label = f"{stage} {name}"
+        if self.run_dir is None:
+            self.on_event({"stage": label, "message": "fitting"})
+            return make()
+        path = self.run_dir / "stages" / f"{stage}-{name}-{key[:12]}"
+        if (path / artifact.MANIFEST).is_file():
+            self.on_event({"stage": label, "message": "already done", "finished": True})
+            fitted = Fitted.load(artifact.load(path), context)
+            if isinstance(fitted.value, nn.Module):
+                fitted.value.to(self.device)
+            return fitted
+        self.on_event({"stage": label, "message": "fitting"})
+        fitted = make()
+        if self.writes:
+            fitted.save(path)
+        self.on_event({"stage": label, "finished": True})
+        return fitted
+
+    # Choices on validation
+
+    @cached_property
+    def validation(self) -> Examples:
+        """The validation questions that choices are made on, the same ones every time."""
+        valid, most = self.split.valid, self.settings.evaluation.validation_users
+        if len(valid) <= most:
+            return valid
+        rows = np.random.default_rng(0).choice(len(valid), most, replace=False)
+        return valid.take(np.sort(rows).astype(np.int64))
+
+    def ndcg(self, stage: str, model: Any) -> float:
+        """NDCG@10 of a model in training."""
+        if stage == "scorers":
+            answers: dict[str, Any] = {"scores": lambda b: model.scores(b.to(self.device))}
+        else:
+            answers = {"candidates": self.searcher(model)}
+        ranked = rank_all(
+            self.validation,
+            **answers,
+            k=10,
+            num_items=self.split.num_items,
+            max_length=int(model.max_length),
+        )
+        return float(ndcg(ranked.better_Q, ranked.tied_Q, 10).mean())
+
+    def searcher(self, generator: Any) -> Callable[..., Candidates]:
+        """Beam search of a generator in training, narrow enough to run every epoch."""
+        index, width = self.index, min(self.settings.decoding.beam_width, VALIDATION_BEAM)
+        renormalise = self.settings.decoding.renormalise
+        return lambda batch, k, seen: beam_search(
+            generator, batch.to(self.device), index, k=k, beam_width=width, renormalise=renormalise
+        )
+
+    @cached_property
+    def index(self) -> PrefixIndex:
+        return PrefixIndex.build(self.ids, device=self.device)
+
+
+def progress_of(stage: str, event: TrainEvent, started: float) -> dict[str, Any]:
+    """A training event in the form of `OnEvent`, in seconds done and seconds in all."""
+    done = time.perf_counter() - started
+    values: dict[str, Any] = {"stage": stage, "done": done, "total": done + event.eta_seconds}
+    values |= {"epoch": float(event.epoch), "loss": float(event.loss)}
+    return values if event.metric is None else values | {"ndcg@10": float(event.metric)}

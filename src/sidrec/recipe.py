@@ -1,0 +1,208 @@
+"""What a run is: one frozen config that a TOML recipe mirrors, and the data it names.
+
+See `config` for how recipes are read, `pipeline` for how they are run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+
+from sidrec import config, methods
+from sidrec.config import Method, Stage
+from sidrec.errors import ConfigError
+from sidrec.training_config import TrainConfig
+from sidrec.types import Dataset
+
+TRAINING: dict[str, TrainConfig] = {
+    "causal": TrainConfig(),
+    "tiger": TrainConfig(),
+    "sasrec": TrainConfig(),
+    "dense": TrainConfig(),
+}
+"""How each trained method is trained unless the config says otherwise."""
+
+
+def training_of(name: str) -> TrainConfig | None:
+    """Training defaults of a method; None for one that the loop does not train."""
+    if name in TRAINING:
+        return TRAINING[name]
+    for stage in ("generators", "scorers"):
+        if name in methods.names(stage):
+            return TrainConfig() if hasattr(methods.resolve(stage, name), "loss") else None
+    return None
+
+
+EMBEDDING = Stage("embeddings")
+TOKENIZER = Stage("tokenizers")
+GENERATOR = Stage("generators", training_of)
+SCORER = Stage("scorers", training_of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data come from: a named public set, or files of your own."""
+
+    name: str | None = None
+    """A named set, e.g. "amazon_beauty": read from SIDREC_DATA, else downloaded; "shop" is the
+    simulated shop."""
+    interactions: str | None = None
+    """File of events: Parquet, CSV, JSON lines, RecBole atomic, or a per-user sequence file."""
+    items: str | None = None
+    """File of items; without it the catalogue is what the events name, and has no text."""
+    mapping: dict[str, str] = field(default_factory=dict)
+    """Names of your columns by role, e.g. {user = "uid", item = "sku", time = "ts"}."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do with rows that cannot be used: stop, or leave them out and count them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How events become training, validation and test."""
+
+    rule: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    """leave_one_out: a user's last event is for test, the one before for validation.
+    global_time: events after two moments in time, the same for everyone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """How semantic IDs are searched."""
+
+    beam_width: int = 50
+    """Prefixes kept a level; wider finds more and costs more."""
+    renormalise: bool = True
+    """Probabilities over legal continuations only; false keeps those of the whole codebook."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig:
+    """Fusion of the generator with one scorer of every item; its weight is chosen on validation."""
+
+    scorer: str | None = "dense"
+    """Name of a configured scorer; leave it out for no hybrid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What the table shows."""
+
+    ks: tuple[int, ...] = (5, 10)
+    """Cuts of the ranked lists."""
+    exclude_seen: bool = False
+    """Leave items of the history out of the lists, for every system alike."""
+    validation_users: int = 5000
+    """Training is validated on at most this many users, the same ones every time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run depends on."""
+
+    name: str = "run"
+    """What the run is called in tables and folders."""
+    seed: int = 0
+    """The one seed of every stage."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>."""
+    data: DataConfig = DataConfig()
+    """Where the data come from."""
+    split: SplitConfig = SplitConfig()
+    """How they are split."""
+    embedding: Annotated[Method, EMBEDDING] = field(
+        default_factory=lambda: config.method(EMBEDDING, "lsa")
+    )
+    """Items to vectors."""
+    tokenizer: Annotated[Method, TOKENIZER] = field(
+        default_factory=lambda: config.method(TOKENIZER, "residual_kmeans")
+    )
+    """Vectors to semantic IDs."""
+    collisions: Literal["keep", "counter", "reassign"] = "reassign"
+    """What to do with items that get the same ID."""
+    generator: Annotated[Method, GENERATOR] = field(
+        default_factory=lambda: config.method(GENERATOR, "causal")
+    )
+    """Histories to the next semantic ID."""
+    scorers: tuple[Annotated[Method, SCORER], ...] = field(
+        default_factory=lambda: tuple(
+            config.method(SCORER, name)
+            for name in ("popularity", "transition_graph", "sasrec", "dense")
+        )
+    )
+    """Systems that score every item: baselines, and the other half of the hybrid."""
+    hybrid: HybridConfig = HybridConfig()
+    """Generator and scorer together."""
+    decoding: DecodingConfig = DecodingConfig()
+    """The search."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """The table."""
+
+    def __post_init__(self) -> None:
+        names = [scorer.name for scorer in self.scorers]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"scorers must be different methods, got {names}")
+        if self.hybrid.scorer is not None and self.hybrid.scorer not in names:
+            raise ConfigError(
+                f"hybrid.scorer is {self.hybrid.scorer!r}, which is not among scorers {names}; "
+                "add it there or choose one of them"
+            )
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a recipe. Relative data paths are relative to the working directory."""
+    return config.load(RunConfig, path)
+
+
+def default_config(dataset: Dataset) -> RunConfig:
+    """The default recipe, with codebooks no larger than a small catalogue can fill."""
+    settings = RunConfig(name=dataset.name)
+    size = max(2, min(256, 2 ** int(np.log2(max(len(dataset.items) / 4, 2)))))
+    if size < 256 and len(dataset.items) >= 2:
+        tokenizer = config.method(TOKENIZER, settings.tokenizer.name, num_codes=size)
+        settings = replace(settings, tokenizer=tokenizer)
+    return settings
+
+
+def read_data(data: DataConfig) -> Dataset:
+    """The dataset that the data section describes."""
+    from sidrec.data import load_named, read
+    from sidrec.data.shop import simulate
+
+    if (data.name is None) == (data.interactions is None):
+        raise ConfigError("data needs either name (a named set) or interactions (a file)")
+    if data.name == "shop":
+        return simulate().dataset
+    if data.name is not None:
+        return load_named(data.name)
+    return read(str(data.interactions), data.items, mapping=data.mapping, on_error=data.on_error)
+
+
+def describe(dataset: Dataset) -> str:
+    """One line: name, users, items, events, share of items with text."""
+    with_text = np.mean([bool(text) for text in dataset.items.texts()])
+    return (
+        f"{dataset.name}: {len(dataset.interactions.user_ids):,} users, "
+        f"{len(dataset.items):,} items ({with_text:.0%} with text), "
+        f"{len(dataset.interactions):,} events"
+    )
+
+
+def demo_config(dataset: Dataset, seconds: float) -> RunConfig:
+    """The default recipe with at most so many seconds of training a model."""
+    settings = default_config(dataset)
+
+    def short(chosen: Method) -> Method:
+        if chosen.train is None:
+            return chosen
+        return replace(chosen, train=replace(chosen.train, max_seconds=seconds))
+
+    return replace(
+        settings,
+        name=f"demo-{dataset.name}",
+        generator=short(settings.generator),
+        scorers=tuple(short(scorer) for scorer in settings.scorers),
+        evaluation=replace(settings.evaluation, validation_users=2000),
+    )

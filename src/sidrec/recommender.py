@@ -1,0 +1,470 @@
+"""The bundle a user holds: recommend, similar, explain, add items, save, load.
+
+Everything needed to answer for any history over the catalogue, and nothing about the users it was
+trained on. Outside ids come in and go out; inside are catalogue rows. Asking changes nothing, so
+several threads may share one recommender; `add_items` returns a new one.
+
+Layout:   bundle/{manifest.json, arrays.safetensors, items.parquet, semantic_ids.parquet,
+          embedding/, tokenizer/, generator/, scorer_<name>/}
+Cost:     loading: one SHA-256 pass, plus the index (well under a second for 100 k items).
+Shapes:   B requests, N items, M new items, D width, L levels, K returned items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import polars as pl
+import torch
+
+from sidrec import artifact, explore, filters
+from sidrec.decoding.beam import beam_search
+from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.decoding.rules import Rules
+from sidrec.errors import ArtifactError, ConfigError, DataError
+from sidrec.evaluation.protocol import top_rows
+from sidrec.fitted import Fitted, grow, nearest_items
+from sidrec.processes import choose_device
+from sidrec.tokenizers.collisions import assign_new
+from sidrec.types import (
+    PAD,
+    Bools,
+    Candidates,
+    CatalogueContext,
+    Histories,
+    HistoryBatch,
+    Ints,
+    Items,
+    ItemVectors,
+    SemanticIds,
+    as_ids,
+)
+
+if TYPE_CHECKING:
+    from sidrec.retrieval.fusion import Hybrid
+
+KIND = "bundle"
+BLOCK_REQUESTS = 512
+"""Requests answered at once."""
+POPULAR = "popularity"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Recommender:
+    """A fitted recommender: catalogue, semantic IDs, generator, scorers and their fusion."""
+
+    items: Items
+    train_counts_N: Ints
+    """Training events of each item; 0 for items added later."""
+    vectors: ItemVectors
+    ids: SemanticIds
+    embedding: Fitted
+    tokenizer: Fitted
+    collisions: str
+    generator: Fitted
+    scorers: Mapping[str, Fitted]
+    hybrid: Hybrid | None
+    beam_width: int
+    renormalise: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The run's whole config, plain, seed included."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Data hash, split rule, and the measured metrics of each system."""
+    device: torch.device = CPU
+    index_override: PrefixIndex | None = None
+
+    # ---------------------------------------------------------------- asking
+
+    @property
+    def systems(self) -> list[str]:
+        """Names that `system` takes, the default first."""
+        fused = ["hybrid"] if self.hybrid else []
+        return [*fused, self.generator.name, *self.scorers]
+
+    @cached_property
+    def index(self) -> PrefixIndex:
+        """The prefix tree of the catalogue."""
+        return self.index_override or PrefixIndex.build(self.ids, device=self.device)
+
+    def recommend(
+        self,
+        history: Sequence[str] | None = None,
+        *,
+        histories: Sequence[Sequence[str]] | None = None,
+        user_ids: Sequence[str] | None = None,
+        k: int = 10,
+        system: str | None = None,
+        exclude: Sequence[str] = (),
+        exclude_seen: bool = True,
+        allow: Sequence[str] | None = None,
+        where: Mapping[str, Any] | Callable[[pl.DataFrame], Any] | None = None,
+        unknown: Literal["error", "skip"] = "error",
+    ) -> pl.DataFrame:
+        """The k best next items of one `history`, or of each of `histories`, oldest item first.
+
+        Columns: user_id, rank, item_id, title, score, semantic_id, source; fewer than k rows a
+        user only where the rules leave fewer items. `where` is a filter tree (see `filters`) or a
+        function of the attributes frame giving one boolean an item; `allow` names the only items
+        that may be returned. Items of a history that the catalogue lacks raise DataError, or are
+        left out and counted in a column `skipped` with `unknown="skip"`. An empty history is
+        answered by popularity, and `source` says so. Scores of different systems do not compare.
+        """
+        if (history is None) == (histories is None):
+            raise ConfigError("recommend needs either history or histories")
+        if k < 1:
+            raise ConfigError(f"recommend: k must be at least 1, got {k}")
+        if unknown not in ("error", "skip"):
+            raise ConfigError(f"unknown must be 'error' or 'skip', got {unknown!r}")
+        asked = [history] if histories is None else histories
+        rows = [self._rows(request, unknown) for request in asked]  # type: ignore[arg-type]
+        users = [str(i) for i in range(len(rows))] if user_ids is None else list(user_ids)
+        if len(users) != len(rows):
+            raise DataError(f"recommend got {len(users)} user_ids for {len(rows)} histories")
+        name = self._system(system)
+        keep_N = self._kept(exclude, allow, where)
+        parts = []
+        for start in range(0, len(rows), BLOCK_REQUESTS):
+            block = rows[start : start + BLOCK_REQUESTS]
+            seen = [np.unique(r) if exclude_seen else r[:0] for r in block]
+            empty = np.array([not len(r) for r in block])
+            for chosen, source in ((~empty, name), (empty, POPULAR)):
+                places = np.flatnonzero(chosen)
+                if not len(places):
+                    continue
+                found = self.candidates(
+                    Histories.from_lists([block[i] for i in places]),
+                    k,
+                    system=source,
+                    exclude=[seen[i] for i in places],
+                    keep_N=keep_N,
+                )
+                parts.append((start + places, found, source))
+        frame = self._frame(parts, users)
+        if unknown == "skip":
+            lost = [len(request) - len(r) for request, r in zip(asked, rows, strict=True)]  # type: ignore[arg-type]
+            counts = pl.DataFrame({"user_id": users, "skipped": lost})
+            frame = frame.join(counts, on="user_id", how="left", maintain_order="left")
+        return frame
+
+    def candidates(
+        self,
+        histories: Histories,
+        k: int,
+        *,
+        system: str | None = None,
+        exclude: Sequence[Ints] | None = None,
+        keep_N: Bools | None = None,
+    ) -> Candidates:
+        """The k best items (B, k) as catalogue rows; the form that evaluation and serving use.
+
+        Every history must hold at least one item, except for `system="popularity"`.
+        """
+        name = self._system(system)
+        longest = self.max_length(name)
+        batch = HistoryBatch.from_histories(histories, max_length=longest).to(self.device)
+        return self.answer(name, batch, k, exclude, keep_N)
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        system: str,
+        batch: HistoryBatch,
+        k: int,
+        exclude: Sequence[Ints] | None = None,
+        keep_N: Bools | None = None,
+    ) -> Candidates:
+        """As `candidates`, from a batch already made and on this recommender's device."""
+        rules = None
+        if keep_N is not None or exclude is not None:
+            rules = Rules(keep_N=keep_N, exclude=exclude)
+        if system == self.generator.name:
+            return self.generate(batch, k, rules)
+        if system == "hybrid":
+            return self.fuse(batch, k, rules)
+        return top_items(self.scores(system, batch), k, exclude, keep_N)
+
+    def generate(self, batch: HistoryBatch, k: int, rules: Rules | None = None) -> Candidates:
+        """Beam search of the generator alone."""
+        return beam_search(
+            self.generator.value,
+            batch,
+            self.index,
+            k=k,
+            beam_width=self.beam_width,
+            rules=rules,
+            renormalise=self.renormalise,
+        )
+
+    @torch.inference_mode()
+    def scores(self, system: str, batch: HistoryBatch) -> torch.Tensor:
+        """(B, N) scores of a scorer; −inf for items it has never heard of."""
+        if system == POPULAR and POPULAR not in self.scorers:
+            counts = torch.from_numpy(self.train_counts_N).float().to(self.device)
+            return counts.expand(batch.num_requests, -1)
+        scores_BN = self.scorers[system].value.scores(batch)
+        missing = len(self.items) - scores_BN.shape[1]
+        return torch.nn.functional.pad(scores_BN, (0, missing), value=-torch.inf)
+
+    def max_length(self, system: str) -> int:
+        """Longest history that a system reads."""
+        if system == "hybrid" and self.hybrid:
+            return max(self.max_length(self.generator.name), self.max_length(self.hybrid.scorer))
+        if system == self.generator.name:
+            return int(self.generator.value.max_length)
+        fitted = self.scorers.get(system)
+        return 1 if fitted is None else int(fitted.value.max_length)
+
+    def similar(self, item_id: str, k: int = 10) -> pl.DataFrame:
+        """The k items with the nearest vectors: item_id, title, similarity (cosine), and how many
+        leading codes they share.
+        """
+        return explore.similar(self, item_id, k)
+
+    def explain(self, history: Sequence[str], item_id: str) -> dict[str, Any]:
+        """Why this item after this history, as far as the generator can say; see `explore`."""
+        return explore.explain(self, history, item_id)
+
+    def inspect(self, prefix: tuple[int, ...] = (), *, limit: int = 20) -> dict[str, Any]:
+        """Health of the semantic IDs and the tree below a prefix; see `explore`."""
+        return explore.inspect(self, prefix, limit)
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """A short name of every item."""
+        return self.items.titles()
+
+    # ---------------------------------------------------------------- changing
+
+    def add_items(self, table: pl.DataFrame | Items) -> Self:
+        """A new recommender that also knows these items, without retraining; this one stays.
+
+        New items are embedded and get the nearest free semantic IDs; no existing ID moves. Learnt
+        tables take for each new item the mean over its nearest old items. Scorers without vectors
+        of items (popularity, transition graph) cannot recommend them until the next fit.
+        """
+        new = table if isinstance(table, Items) else items_of(table)
+        vectors = self.embedding.value.embed(new)
+        ids, _ = assign_new(self.ids, self.tokenizer.value, vectors, self.collisions)
+        items = Items(
+            np.concatenate([self.items.item_ids, new.item_ids]),
+            pl.concat([self.items.attributes, new.attributes], how="diagonal_relaxed"),
+        )
+        all_vectors = ItemVectors(
+            items.item_ids,
+            np.concatenate([self.vectors.vectors, vectors.vectors]),
+            self.vectors.views,
+        )
+        all_ids = SemanticIds(
+            items.item_ids, np.concatenate([self.ids.codes, ids.codes]), self.ids.num_codes
+        )
+        context = serving_context(items, all_vectors, all_ids)
+        nearest_MK = nearest_items(vectors.vectors, self.vectors.vectors)
+
+        def grown(fitted: Fitted) -> Fitted:
+            if not isinstance(fitted.value, torch.nn.Module):
+                return fitted
+            larger = type(fitted.value).build(context, fitted.config)
+            grow(fitted.value.cpu(), larger, len(self.items), nearest_MK)
+            fitted.value.to(self.device)
+            return replace(fitted, value=larger.to(self.device))
+
+        new_rows = np.arange(len(self.items), len(items))
+        counts = np.concatenate([self.train_counts_N, np.zeros(len(new), dtype=np.int64)])
+        return replace(
+            self,
+            items=items,
+            train_counts_N=counts,
+            vectors=all_vectors,
+            ids=all_ids,
+            generator=grown(self.generator),
+            scorers={name: grown(fitted) for name, fitted in self.scorers.items()},
+            index_override=self.index.insert(new_rows, ids.codes),
+        )
+
+    # ---------------------------------------------------------------- disk
+
+    def save(self, path: str | Path) -> str:
+        """Write the bundle as the directory `path`, whole or not at all; return its hash."""
+        with artifact.atomic_directory(path) as folder:
+            attributes = self.items.attributes
+            ids = pl.Series("item_id", self.items.item_ids.tolist(), dtype=pl.String)
+            attributes.with_columns(ids).write_parquet(folder / "items.parquet")
+            codes = pl.Series("codes", self.ids.codes.tolist(), dtype=pl.List(pl.Int64))
+            pl.DataFrame([ids, codes]).write_parquet(folder / "semantic_ids.parquet")
+            self.embedding.save(folder / "embedding")
+            self.tokenizer.save(folder / "tokenizer")
+            self.generator.save(folder / "generator")
+            for name, fitted in self.scorers.items():
+                fitted.save(folder / f"scorer_{name}")
+            state = {
+                "num_codes": list(self.ids.num_codes),
+                "views": [list(view) for view in self.vectors.views],
+                "collisions": self.collisions,
+                "scorers": list(self.scorers),
+                "hybrid": self.hybrid.to_dict() if self.hybrid else None,
+                "beam_width": self.beam_width,
+                "renormalise": self.renormalise,
+                "provenance": dict(self.provenance),
+            }
+            arrays = {"vectors": self.vectors.vectors, "train_counts": self.train_counts_N}
+            return artifact.seal(
+                folder, kind=KIND, arrays=arrays, config=dict(self.settings), state=state
+            )
+
+    # ---------------------------------------------------------------- pieces
+
+    def _system(self, name: str | None) -> str:
+        if name is None:
+            return self.systems[0]
+        name = self.generator.name if name == "generator" else name
+        if name not in (*self.systems, POPULAR):
+            raise ConfigError(f"no system {name!r} in this bundle; have {self.systems}")
+        return name
+
+    def _rows(self, history: Sequence[str], unknown: str) -> Ints:
+        if isinstance(history, str):
+            raise DataError(f"a history must be a list of item ids, got the text {history!r}")
+        if unknown == "skip":
+            history = [item for item in history if str(item) in self.items.row_of]
+        return self.items.rows(history)
+
+    def _kept(
+        self,
+        exclude: Sequence[str],
+        allow: Sequence[str] | None,
+        where: Mapping[str, Any] | Callable[[pl.DataFrame], Any] | None,
+    ) -> Bools | None:
+        """(N,) items that may be returned to anyone; None when all may."""
+        if not len(exclude) and allow is None and where is None:
+            return None
+        num_items = len(self.items)
+        keep_N = np.ones(num_items, dtype=bool)
+        if allow is not None:
+            keep_N[:] = False
+            keep_N[self.items.rows(allow, where="allow")] = True
+        keep_N[self.items.rows(exclude, where="exclude")] = False
+        if isinstance(where, Mapping):
+            keep_N &= filters.mask(where, self.items.attributes)
+        elif where is not None:
+            met = np.asarray(where(self.items.attributes))
+            if met.shape != (num_items,) or met.dtype != bool:
+                raise DataError(
+                    f"where must give one boolean an item, ({num_items},), "
+                    f"got {met.dtype} {met.shape}"
+                )
+            keep_N &= met
+        return keep_N
+
+    def _frame(
+        self, parts: Sequence[tuple[Ints, Candidates, str]], users: Sequence[str]
+    ) -> pl.DataFrame:
+        rows: list[tuple[int, dict[str, Any]]] = []
+        for places, found, source in parts:
+            for place, items, scores in zip(
+                places.tolist(), found.rows_BK.tolist(), found.scores_BK.tolist(), strict=True
+            ):
+                listed = [(i, s) for i, s in zip(items, scores, strict=True) if i != PAD]
+                for rank, (item, score) in enumerate(listed, 1):
+                    codes = [code for code in self.ids.codes[item].tolist() if code >= 0]
+                    values = (users[place], rank, str(self.items.item_ids[item]))
+                    values = (*values, self.titles[item], score, codes, source)
+                    rows.append((place, dict(zip(SCHEMA, values, strict=True))))
+        rows.sort(key=lambda row: row[0])
+        return pl.DataFrame([row for _, row in rows], schema=SCHEMA)
+
+
+SCHEMA: dict[str, Any] = {
+    "user_id": pl.String,
+    "rank": pl.Int64,
+    "item_id": pl.String,
+    "title": pl.String,
+    "score": pl.Float64,
+    "semantic_id": pl.List(pl.Int64),
+    "source": pl.String,
+}
+"""Columns of what `recommend` returns."""
+
+
+def load(path: str | Path, *, device: str = "auto") -> Recommender:
+    """The recommender that `save` wrote, every byte checked against the manifest's hashes."""
+    bundle = artifact.load(path, kind=KIND)
+    try:
+        table = pl.read_parquet(bundle.path / "items.parquet")
+        codes = pl.read_parquet(bundle.path / "semantic_ids.parquet")
+        state = bundle.state
+        items = Items(as_ids(table["item_id"]), table)
+        vectors = ItemVectors(
+            items.item_ids,
+            bundle.arrays["vectors"],
+            tuple((str(name), int(width)) for name, width in state["views"]),
+        )
+        num_codes = tuple(int(v) for v in state["num_codes"])
+        codes_NL = np.array(codes["codes"].to_list(), dtype=np.int64).reshape(-1, len(num_codes))
+        ids = SemanticIds(as_ids(codes["item_id"]), codes_NL, num_codes)
+        context = serving_context(items, vectors, ids)
+        where = choose_device(device)
+
+        def fitted(name: str) -> Fitted:
+            found = Fitted.load(artifact.load_nested(bundle, name), context)
+            if isinstance(found.value, torch.nn.Module):
+                found.value.to(where)
+            return found
+
+        return Recommender(
+            items=items,
+            train_counts_N=bundle.arrays["train_counts"],
+            vectors=vectors,
+            ids=ids,
+            embedding=fitted("embedding"),
+            tokenizer=fitted("tokenizer"),
+            collisions=state["collisions"],
+            generator=fitted("generator"),
+            scorers={name: fitted(f"scorer_{name}") for name in state["scorers"]},
+            hybrid=None if state["hybrid"] is None else Hybrid(**state["hybrid"]),
+            beam_width=state["beam_width"],
+            renormalise=state["renormalise"],
+            settings=bundle.config,
+            provenance=state["provenance"],
+            device=where,
+        )
+    except (KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"{path} is not a complete bundle: {error!r}") from error
+
+
+def serving_context(items: Items, vectors: ItemVectors, ids: SemanticIds) -> CatalogueContext:
+    """What models are rebuilt from: the catalogue, and no one's history."""
+    nobody = Histories(np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    return CatalogueContext(items, nobody, vectors, ids)
+
+
+def items_of(table: pl.DataFrame) -> Items:
+    """Items of a frame with a column item_id."""
+    if "item_id" not in table.columns or not table.height:
+        raise DataError(
+            f"new items need a column item_id and at least one row, got {table.height} rows of "
+            f"{table.columns}"
+        )
+    return Items(as_ids(table["item_id"]), table)
+
+
+def top_items(
+    scores_BN: torch.Tensor,
+    k: int,
+    exclude: Sequence[Ints] | None = None,
+    keep_N: Bools | None = None,
+) -> Candidates:
+    """The k best of every row of scores that the rules leave; ties by lowest row."""
+    scores_BN = scores_BN.float().clone()
+    if keep_N is not None:
+        scores_BN[:, torch.from_numpy(~keep_N)] = -torch.inf
+    for row, rows in enumerate(exclude or ()):
+        scores_BN[row, torch.from_numpy(np.asarray(rows))] = -torch.inf
+    rows_BK = top_rows(scores_BN, min(k, scores_BN.shape[1]))
+    kept_BK = scores_BN.gather(1, rows_BK.clamp_min(0)).masked_fill(rows_BK == PAD, -torch.inf)
+    return Candidates(rows_BK.cpu().numpy(), kept_BK.cpu().numpy())
