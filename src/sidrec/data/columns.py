@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -147,11 +147,14 @@ def parse_times(values: pl.Series, table: str, column: str) -> Times:
     if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
         text = values.cast(pl.String).str.strip_chars()
         text = text.set(text == "", None)
-        numbers = text.cast(pl.Float64, strict=False)
-        if numbers.null_count() == text.null_count() and text.null_count() < len(text):
+        floats = text.cast(pl.Float64, strict=False)
+        if 2 * floats.count() > text.count():
             whole = text.cast(pl.Int64, strict=False)
-            exact = whole.null_count() == text.null_count()
-            return _epoch(whole if exact else numbers)
+            times = _epoch(whole if whole.count() == floats.count() else floats)
+            words_E = (text.is_not_null() & floats.is_null()).to_numpy()
+            return replace(
+                times, missing_E=times.missing_E & ~words_E, wrong_E=times.wrong_E | words_E
+            )
         return _times(text.is_null(), _iso(text), "ISO 8601 text")
     if dtype.is_numeric():
         return _epoch(values)

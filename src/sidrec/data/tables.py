@@ -85,7 +85,7 @@ def read_bytes(path: Path) -> bytes:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError) as error:
-        raise DataError(f"{path.name} cannot be read: {error}; fetch or write it again") from error
+        raise DataError(_unreadable(path.name, error)) from error
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path.name} is UTF-16; expected UTF-8; save it as UTF-8")
     content = content.removeprefix(b"\xef\xbb\xbf")
@@ -98,11 +98,15 @@ def first_line(path: Path) -> str:
     """The first line that is not blank, for guessing the layout."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give the path of an existing file")
-    with path.open("rb") as raw:
-        lines = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-        for line in lines:
-            if line.strip():
-                return line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").rstrip("\r\n")
+    try:
+        with path.open("rb") as raw:
+            lines = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            for line in lines:
+                if line.strip():
+                    text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
+                    return text.rstrip("\r\n")
+    except (OSError, EOFError) as error:
+        raise DataError(_unreadable(path.name, error)) from error
     raise DataError(f"{path.name} is empty; expected one event or item a line; fill it")
 
 

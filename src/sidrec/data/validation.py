@@ -127,6 +127,9 @@ def build_dataset(
     users_R, user_ids = read_ids(sieve, frame[columns["user"]], columns["user"])
     items_R, seen_ids = read_ids(sieve, frame[columns["item"]], columns["item"])
     times_R, has_clock = _order(sieve, frame, columns, notes)
+    for role in ("weight", "event", "propensity"):
+        if role in columns and not frame[columns[role]].count():
+            notes.append(f"{events.name}: {columns.pop(role)!r} is empty and was left out")
     weights_R = _numbers(sieve, frame, columns.get("weight"), low=-np.inf)
     propensities_R = _numbers(sieve, frame, columns.get("propensity"), low=0.0, high=1.0)
 
