@@ -117,6 +117,13 @@ def test_other_rows_and_padding_change_nothing():
         torch.testing.assert_close(together[row : row + 1], alone)
 
 
+def test_fused_and_plain_attention_agree():
+    tiger, codes = model(), all_codes()[::7].expand(3, -1, -1)
+    plain = tiger.log_probs(HISTORIES, codes)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain.detach(), tiger.log_probs(HISTORIES, codes))
+
+
 @torch.inference_mode()
 def test_only_the_last_max_length_items_are_read():
     tiger, codes = model(), all_codes()[None, ::7]
@@ -176,19 +183,25 @@ def test_sampling_applies_in_training_only():
 
 
 @torch.inference_mode()
-def test_a_shorter_id_counts_the_codes_it_has_and_its_missing_ones_are_unseen():
+def test_a_shorter_id_ends_with_a_symbol_of_its_own_and_its_missing_codes_are_unseen():
     codes = context().semantic_ids.codes.copy()
     codes[9, 1:] = -1
     tiger, history = model(codes=codes), batch([3, 7])
+    assert tiger.widths == (4, 6, 7)
     whole = tiger.log_probs(history, tiger.codes_NL[None, 9:10])
-    first_level, _ = tiger.step(tiger.start(history), None, None)
-    torch.testing.assert_close(whole[0], first_level.log_softmax(-1)[0, :, codes[9, 0]])
+    logits, state = tiger.step(tiger.start(history), None, None)
+    first = logits.log_softmax(-1)[0, :, codes[9, 0]]
+    logits, _ = tiger.step(state, torch.tensor([[codes[9, 0]]]), torch.tensor([[0]]))
+    torch.testing.assert_close(whole[0], first + logits.log_softmax(-1)[0, :, NUM_CODES[1]])
+    short = torch.cat([all_codes(), torch.tensor([[a, -1, -1] for a in range(4)])])
+    short = torch.cat([short, torch.tensor([[a, b, -1] for a in range(4) for b in range(5)])])
+    torch.testing.assert_close(tiger.log_probs(history, short[None]).exp().sum(), torch.tensor(1.0))
 
     def seen():
         return [keys[:, :, :4] for keys, _ in tiger.start(batch([3, 9, 9])).memory]
 
     before = seen()
-    tiger.embedding.weight[0] += 1
+    tiger.embedding.weight[0] += 1  # the padding token
     torch.testing.assert_close(before, seen())
 
 

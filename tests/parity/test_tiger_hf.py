@@ -7,6 +7,8 @@ import polars as pl
 import pytest
 import torch
 
+from sidrec.decoding.beam import beam_search
+from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.generators.tiger import Tiger, TigerConfig
 from sidrec.types import CatalogueContext, Histories, HistoryBatch, Items, SemanticIds, as_ids
 
@@ -114,3 +116,38 @@ def test_logits_equal_those_of_t5(tiger):
             codes, parents = targets_BL[row, level].view(1, 1), torch.zeros(1, 1, dtype=torch.long)
             total += band.log_softmax(-1)[targets_BL[row, level]]
         torch.testing.assert_close(ours[row], total, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_constrained_beams_equal_those_of_generate(tiger):
+    """`renormalize_logits` makes `generate` normalise over legal tokens, as beam search here."""
+    t5, codes_NL = t5_with_the_weights_of(tiger), tiger.codes_NL
+    tokens_NL = codes_NL + tiger.first_tokens_L
+    item_of = {tuple(tokens): row for row, tokens in enumerate(tokens_NL.tolist())}
+    children = {}
+    for tokens in item_of:
+        for level, token in enumerate(tokens):
+            children.setdefault(tokens[:level], set()).add(token)
+    ids = SemanticIds(as_ids(range(NUM_ITEMS)), codes_NL.numpy(), NUM_CODES)
+    ours = beam_search(tiger, batch(HISTORIES), PrefixIndex.build(ids), k=BEAMS, beam_width=BEAMS)
+    for row, history in enumerate(HISTORIES):
+        input_ids = encoder_input(tiger, history)
+        theirs = t5.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            num_beams=BEAMS,
+            num_return_sequences=BEAMS,
+            min_new_tokens=len(NUM_CODES),
+            max_new_tokens=len(NUM_CODES),
+            do_sample=False,
+            length_penalty=0.0,
+            pad_token_id=0,
+            prefix_allowed_tokens_fn=lambda _, seen: sorted(children[tuple(seen.tolist()[1:])]),
+            renormalize_logits=True,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        items = [item_of[tuple(tokens)] for tokens in theirs.sequences[:, 1:].tolist()]
+        assert items == ours.rows_BK[row].tolist()
+        scores = theirs.sequences_scores.numpy()
+        np.testing.assert_allclose(scores, ours.scores_BK[row], atol=1e-4)

@@ -107,9 +107,14 @@ class Tiger(nn.Module):
     def __init__(self, codes_NL: Tensor, num_codes: tuple[int, ...], config: TigerConfig) -> None:
         super().__init__()
         self.config, self.num_codes, self.max_length = config, num_codes, config.max_length
-        starts = torch.tensor([1, *num_codes]).cumsum(0)
+        shorter_L = (codes_NL < 0).any(0)  # from the first such level an ID may have ended
+        self.widths = tuple(v + int(s) for v, s in zip(num_codes, shorter_L.tolist(), strict=True))
+        """(L,) symbols of each level: its codes, and one that ends a shorter ID where one can."""
+        starts = torch.tensor([1, *self.widths]).cumsum(0)
         self.first_tokens = starts[:-1].tolist()
         """(L,) token of code 0 of each level."""
+        ends_L = torch.where(shorter_L, torch.tensor(num_codes), -1)
+        self.register_buffer("ends_L", ends_L, persistent=False)
         self.register_buffer("first_tokens_L", starts[:-1], persistent=False)
         self.register_buffer("codes_NL", codes_NL, persistent=False)
         vocabulary, width = int(starts[-1]), config.width
@@ -180,7 +185,7 @@ class Tiger(nn.Module):
         return nats_L.sum(), parts
 
     def log_probs(self, batch: HistoryBatch, codes_BKL: Tensor) -> Tensor:
-        """(B, K) natural log-probability of whole IDs; a shorter ID counts the codes it has."""
+        """(B, K) natural log-probability of whole IDs, a shorter one's end included."""
         return self._token_log_probs(self._histories(batch), codes_BKL).sum(-1)
 
     def start(self, batch: HistoryBatch) -> TigerState:
@@ -202,7 +207,7 @@ class Tiger(nn.Module):
             )
             past = state.cache
         else:
-            tokens_BW = self._tokens(codes_BW, level - 1)
+            tokens_BW = codes_BW + self.first_tokens[level - 1]
             first_rows = torch.arange(num_requests, device=parents_BW.device)[:, None]
             parents = (parents_BW + first_rows * (rows // num_requests)).flatten()
             past = state.cache.index_select(2, parents)
@@ -218,9 +223,6 @@ class Tiger(nn.Module):
     def _histories(self, batch: HistoryBatch) -> Tensor:
         rows_B = torch.arange(batch.num_requests, device=batch.items_BT.device)
         return last_items(batch.items_BT, rows_B, batch.lengths_B, self.max_length)
-
-    def _tokens(self, codes: Tensor, level: int) -> Tensor:
-        return torch.where(codes < 0, PAD_TOKEN, codes + self.first_tokens[level])
 
     def _encode(self, items_BT: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Keys and values of the history for every decoder block, and its padding mask."""
@@ -242,7 +244,10 @@ class Tiger(nn.Module):
         """(B, K, L) log-probability of each code given the history and the codes before it."""
         memory, mask_B11S = self._encode(items_BT)
         num_rows, num_candidates, num_levels = codes_BKL.shape
-        tokens_BKL = torch.where(codes_BKL < 0, PAD_TOKEN, codes_BKL + self.first_tokens_L)
+        symbols_BKL = torch.where(codes_BKL < 0, self.ends_L, codes_BKL)
+        tokens_BKL = torch.where(symbols_BKL < 0, PAD_TOKEN, symbols_BKL + self.first_tokens_L)
+        ended_BKL = F.pad(codes_BKL[..., :-1], (1, 0)) < 0
+        targets_BKL = symbols_BKL.masked_fill(ended_BKL, -1)  # what follows an end is certain
         inputs_BKL = F.pad(tokens_BKL[..., :-1], (1, 0), value=PAD_TOKEN)
         x_BKLD = self.dropout(self.embedding(inputs_BKL))
         future = torch.full((num_levels, num_levels), -math.inf, device=x_BKLD.device).triu(1)
@@ -252,15 +257,13 @@ class Tiger(nn.Module):
         x_BKLD = self.dropout(self.decoder_norm(x_BKLD))
         nats = []
         for level in range(num_levels):
-            codes_BK = codes_BKL[..., level]
             logits = self._logits(x_BKLD[:, :, level], level).float().flatten(0, 1)
-            nats.append(
-                F.cross_entropy(logits, codes_BK.flatten(), ignore_index=-1, reduction="none")
-            )
+            targets = targets_BKL[..., level].flatten()
+            nats.append(F.cross_entropy(logits, targets, ignore_index=-1, reduction="none"))
         return -torch.stack(nats, -1).view(num_rows, num_candidates, num_levels)
 
     def _logits(self, x: Tensor, level: int) -> Tensor:
-        first, size = self.first_tokens[level], self.num_codes[level]
+        first, size = self.first_tokens[level], self.widths[level]
         if self.head is not None:
             return F.linear(x, self.head.weight[first : first + size])
         return F.linear(x * self.config.width**-0.5, self.embedding.weight[first : first + size])
@@ -406,9 +409,15 @@ class DecoderBlock(nn.Module):
 def attend(
     query_BHPC: Tensor, key_BHSC: Tensor, value_BHSC: Tensor, bias: Tensor, dropout: nn.Dropout
 ) -> Tensor:
-    """softmax(q k^T + bias) v as two batched products, heads joined: (B, P, H * C)."""
-    scores_BHPS = query_BHPC @ key_BHSC.mT + bias
-    return (dropout(scores_BHPS.softmax(-1)) @ value_BHSC).transpose(1, 2).flatten(2)
+    """softmax(q k^T + bias) v, heads joined: (B, P, H * C). Plain batched products to train."""
+    if dropout.training or torch.is_grad_enabled():
+        scores_BHPS = query_BHPC @ key_BHSC.mT + bias
+        mixed_BHPC = dropout(scores_BHPS.softmax(-1)) @ value_BHSC
+    else:  # the fused form is faster forwards, and slower backwards on a CPU
+        mixed_BHPC = F.scaled_dot_product_attention(
+            query_BHPC, key_BHSC, value_BHSC, attn_mask=bias, scale=1.0
+        )
+    return mixed_BHPC.transpose(1, 2).flatten(2)
 
 
 def distance_buckets(offsets: Tensor, bidirectional: bool) -> Tensor:
