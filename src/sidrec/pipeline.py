@@ -38,6 +38,7 @@ from sidrec.fitted import Fitted
 from sidrec.processes import choose_device
 from sidrec.recipe import RunConfig, default_config, describe, read_data
 from sidrec.recommender import Recommender
+from sidrec.retrieval.fusion import Hybrid, tune_weights
 from sidrec.training import TrainEvent, train
 from sidrec.types import (
     Candidates,
@@ -321,9 +322,37 @@ class _Fit:
             },
             device=self.device,
         )
-        if settings.hybrid.scorer is None:
-            return fitted
-        return replace(fitted, hybrid=self.tuned(fitted, settings.hybrid.scorer))
+        return replace(fitted, hybrid=self.tuned(fitted)) if settings.hybrid.members else fitted
+
+    def tuned(self, fitted: Recommender) -> Hybrid:
+        """The fusion with its weights chosen on all validation questions."""
+        settings = self.settings.hybrid
+        names = [fitted.generator.name if n == "generator" else n for n in settings.members]
+        stage = "weigh the hybrid"
+        self.on_event({"stage": stage, "message": " + ".join(names)})
+        tuned = tune_weights(
+            [fitted.member(name) for name in names],
+            names,
+            self.split.valid,
+            max_length=max(fitted.max_length(name) for name in names),
+            device=self.device,
+            pool=settings.pool,
+            rule=settings.rule,
+            on_batch=lambda done, total: self.on_event(
+                {"stage": stage, "done": done, "total": total}
+            ),
+        )
+        shares = " + ".join(
+            f"{weight:.2f} {name}" for weight, name in zip(tuned.hybrid.weights, names, strict=True)
+        )
+        self.on_event(
+            {
+                "stage": stage,
+                "finished": True,
+                "message": f"{shares}: validation ndcg@10 {tuned.metric:.4f}",
+            }
+        )
+        return tuned.hybrid
 
     # Making one stage
 

@@ -14,6 +14,7 @@ import numpy as np
 from sidrec import config, methods
 from sidrec.config import Method, Stage
 from sidrec.errors import ConfigError
+from sidrec.retrieval.fusion import Rule
 from sidrec.training_config import TrainConfig
 from sidrec.types import Dataset
 
@@ -80,10 +81,14 @@ class DecodingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HybridConfig:
-    """Fusion of the generator with one scorer of every item; its weight is chosen on validation."""
+    """Fusion of several systems into one; their weights are chosen on validation."""
 
-    scorer: str | None = "dense"
-    """Name of a configured scorer; leave it out for no hybrid."""
+    members: tuple[str, ...] = ("generator", "dense")
+    """The generator and names of configured scorers; [] for no hybrid."""
+    pool: int = 100
+    """Best items that each member brings into the pool that all of them score."""
+    rule: Rule = "log_probs"
+    """What is summed: log_probs, z_scores or reciprocal_rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +149,17 @@ class RunConfig:
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
             raise ConfigError(f"scorers must be different methods, got {names}")
-        if self.hybrid.scorer is not None and self.hybrid.scorer not in names:
+        for member in self.hybrid.members:
+            if member not in ("generator", *names):
+                raise ConfigError(
+                    f"hybrid.members names {member!r}; have 'generator' and the scorers {names}"
+                )
+        if len(self.hybrid.members) == 1 or len(set(self.hybrid.members)) < len(
+            self.hybrid.members
+        ):
             raise ConfigError(
-                f"hybrid.scorer is {self.hybrid.scorer!r}, which is not among scorers {names}; "
-                "add it there or choose one of them"
+                f"hybrid.members must be none or several different systems, got "
+                f"{list(self.hybrid.members)}"
             )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -24,12 +24,14 @@ import torch
 
 from sidrec import artifact, explore, filters
 from sidrec.decoding.beam import beam_search
+from sidrec.decoding.exact import item_log_probs
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
 from sidrec.errors import ArtifactError, ConfigError, DataError
 from sidrec.evaluation.protocol import top_rows
 from sidrec.fitted import Fitted, grow, nearest_items
 from sidrec.processes import choose_device
+from sidrec.retrieval.fusion import Hybrid, Member, fuse, generator_member, scorer_member
 from sidrec.tokenizers.collisions import assign_new
 from sidrec.types import (
     PAD,
@@ -44,9 +46,6 @@ from sidrec.types import (
     SemanticIds,
     as_ids,
 )
-
-if TYPE_CHECKING:
-    from sidrec.retrieval.fusion import Hybrid
 
 KIND = "bundle"
 BLOCK_REQUESTS = 512
@@ -104,7 +103,7 @@ class Recommender:
         exclude_seen: bool = True,
         allow: Sequence[str] | None = None,
         where: Mapping[str, Any] | Callable[[pl.DataFrame], Any] | None = None,
-        unknown: Literal["error", "skip"] = "error",
+        unknown: str = "error",
     ) -> pl.DataFrame:
         """The k best next items of one `history`, or of each of `histories`, oldest item first.
 
@@ -180,25 +179,48 @@ class Recommender:
         keep_N: Bools | None = None,
     ) -> Candidates:
         """As `candidates`, from a batch already made and on this recommender's device."""
+        if system == self.generator.name:
+            return self.generate(batch, k, exclude, keep_N)
+        if system == "hybrid" and self.hybrid:
+            members = [self.member(name) for name in self.hybrid.members]
+            return fuse(members, self.hybrid, batch, k, exclude=exclude, keep_N=keep_N)
+        return top_items(self.scores(system, batch), k, exclude, keep_N)
+
+    def generate(
+        self,
+        batch: HistoryBatch,
+        k: int,
+        exclude: Sequence[Ints] | None = None,
+        keep_N: Bools | None = None,
+    ) -> Candidates:
+        """Beam search of the generator alone, rules inside the search."""
         rules = None
         if keep_N is not None or exclude is not None:
             rules = Rules(keep_N=keep_N, exclude=exclude)
-        if system == self.generator.name:
-            return self.generate(batch, k, rules)
-        if system == "hybrid":
-            return self.fuse(batch, k, rules)
-        return top_items(self.scores(system, batch), k, exclude, keep_N)
-
-    def generate(self, batch: HistoryBatch, k: int, rules: Rules | None = None) -> Candidates:
-        """Beam search of the generator alone."""
         return beam_search(
             self.generator.value,
-            batch,
+            latest(batch, self.generator.value.max_length),
             self.index,
             k=k,
             beam_width=self.beam_width,
             rules=rules,
             renormalise=self.renormalise,
+        )
+
+    def member(self, name: str) -> Member:
+        """One system in the form that fusion asks."""
+        if name != self.generator.name:
+            return scorer_member(lambda batch: self.scores(name, batch))
+        model = self.generator.value
+        return generator_member(
+            self.generate,
+            lambda batch, rows_BP: item_log_probs(
+                model,
+                latest(batch, model.max_length),
+                self.index,
+                rows_BP,
+                renormalise=self.renormalise,
+            ),
         )
 
     @torch.inference_mode()
@@ -207,14 +229,15 @@ class Recommender:
         if system == POPULAR and POPULAR not in self.scorers:
             counts = torch.from_numpy(self.train_counts_N).float().to(self.device)
             return counts.expand(batch.num_requests, -1)
-        scores_BN = self.scorers[system].value.scores(batch)
+        scorer = self.scorers[system].value
+        scores_BN = scorer.scores(latest(batch, scorer.max_length))
         missing = len(self.items) - scores_BN.shape[1]
         return torch.nn.functional.pad(scores_BN, (0, missing), value=-torch.inf)
 
     def max_length(self, system: str) -> int:
         """Longest history that a system reads."""
         if system == "hybrid" and self.hybrid:
-            return max(self.max_length(self.generator.name), self.max_length(self.hybrid.scorer))
+            return max(self.max_length(name) for name in self.hybrid.members)
         if system == self.generator.name:
             return int(self.generator.value.max_length)
         fitted = self.scorers.get(system)
@@ -451,6 +474,17 @@ def items_of(table: pl.DataFrame) -> Items:
             f"{table.columns}"
         )
     return Items(as_ids(table["item_id"]), table)
+
+
+def latest(batch: HistoryBatch, max_length: int) -> HistoryBatch:
+    """The same histories cut to their last `max_length` events."""
+    if batch.items_BT.shape[1] <= max_length:
+        return batch
+    lengths_B = batch.lengths_B.clamp(max=max_length)
+    index_BT = (batch.lengths_B - lengths_B)[:, None] + torch.arange(
+        max_length, device=lengths_B.device
+    )
+    return HistoryBatch(batch.items_BT.gather(1, index_BT), lengths_B)
 
 
 def top_items(

@@ -56,7 +56,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def shared(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

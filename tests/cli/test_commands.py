@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sidrec import cli
+from sidrec.errors import ServiceError
+
+
+@pytest.fixture
+def sidrec(capfd):
+    """Run one command in this process: (exit code, stdout, stderr)."""
+
+    def call(*words):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        code = stop.value.code
+        return (0 if code is None else code), out, err
+
+    return call
+
+
+def test_help_and_import_load_nothing_heavy_and_take_under_half_a_second():
+    program = (
+        "import sys, sidrec, sidrec.cli\n"
+        "try: sidrec.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'faiss', 'sklearn', 'polars', 'numpy', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - started)
+        if seconds[-1] < 0.5:
+            return
+    pytest.fail(f"`sidrec --help` took {min(seconds):.2f} s at best")
+
+
+def test_five_commands_lead_from_files_to_recommendations(sidrec, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = sidrec(
+        "init", tiny.folder / "interactions.parquet", tiny.folder / "items.parquet"
+    )
+    assert code == 0
+    assert "wrote recipe.toml" in out
+    code, out, _ = sidrec("fit", tiny.recipe, "--run-dir", tiny.run_dir)
+    assert code == 0
+    assert "hybrid" in out and f"sidrec recommend {tiny.run.bundle}" in out
+    code, out, _ = sidrec("evaluate", tiny.run_dir, "--system", "popularity", "--exclude-seen")
+    assert code == 0
+    assert "seen items filtered" in out
+    history = ",".join(tiny.run.example_history())
+    code, out, _ = sidrec("recommend", tiny.run_dir, "--history", history, "-k", 3)
+    assert code == 0
+    assert len(out.strip().splitlines()) == 2 + 3
+    code, out, _ = sidrec("inspect", tiny.run_dir)
+    assert code == 0
+    assert "collisions: none" in out and "perplexity" in out
+
+
+def test_a_written_recipe_is_explained_and_reads_back(sidrec, tiny, tmp_path):
+    path = tmp_path / "r.toml"
+    sidrec("init", tiny.folder / "interactions.parquet", "--recipe", path, "--map", "user=user_id")
+    assert "# The one seed of every stage." in path.read_text()
+    code, out, _ = sidrec("config", "show", path)
+    assert code == 0
+    assert out.strip() == path.read_text().strip()
+    code, out, err = sidrec("init", tiny.folder / "interactions.parquet", "--recipe", path)
+    assert code == 2
+    assert "--force" in err
+
+
+def test_json_output_is_one_json_value_and_nothing_else(sidrec, tiny):
+    history = ",".join(tiny.run.example_history())
+    calls = [
+        ("config", "show", "--json"),
+        ("fit", tiny.recipe, "--run-dir", tiny.run_dir, "--json"),
+        ("fit", tiny.recipe, "--dry-run", "--json"),
+        ("evaluate", tiny.run_dir, "--system", "popularity", "--json"),
+        ("recommend", tiny.run_dir, "--history", history, "--json"),
+        ("inspect", tiny.run_dir, "--json"),
+        ("bench", "--dry-run", "--json"),
+    ]
+    for words in calls:
+        code, out, _ = sidrec(*words)
+        assert code == 0, words
+        json.loads(out)
+
+
+def test_a_dry_run_writes_nothing(sidrec, tiny, tmp_path):
+    code, out, _ = sidrec("fit", tiny.recipe, "--run-dir", tmp_path / "run", "--dry-run")
+    assert code == 0
+    assert "parameters" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fresh_forgets_the_former_run(sidrec, tiny, tmp_path):
+    words = ("fit", tiny.recipe, "--run-dir", tmp_path / "run", "--no-evaluate", "--fresh")
+    for _ in range(2):
+        code, _, err = sidrec(*words)
+        assert code == 0
+        assert "already done" not in err
+
+
+def test_a_file_of_requests_gives_one_json_line_a_recommendation(sidrec, tiny, tmp_path):
+    history = tiny.run.example_history()
+    path = tmp_path / "requests.jsonl"
+    lines = [{"user_id": "a/b 🎸", "history": history}, {"history": history[:1]}]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    code, out, _ = sidrec("recommend", tiny.run_dir, "--input", path, "-k", 2)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [row["user_id"] for row in rows] == ["a/b 🎸"] * 2 + ["2"] * 2
+
+
+def test_a_filter_on_the_command_line_is_kept(sidrec, tiny):
+    history = ",".join(tiny.run.example_history())
+    tree = json.dumps({"field": "title", "op": "contains", "value": "zzz"})
+    code, out, _ = sidrec(
+        "recommend", tiny.run_dir, "--history", history, "--where", tree, "--json"
+    )
+    assert (code, json.loads(out)) == (0, [])
+
+
+def test_doctor_checks_the_machine_and_the_data(sidrec, tiny):
+    code, out, _ = sidrec("doctor", "--data", tiny.recipe, "--json")
+    names = [check["check"] for check in json.loads(out)]
+    assert code in (0, 1)
+    assert {"torch", "threads", "disk", "load", "data"} <= set(names)
+
+
+def test_the_demo_runs_on_the_simulated_shop_and_says_so(sidrec, tmp_path, monkeypatch):
+    from sidrec.data import shop
+
+    small = shop.ShopConfig(
+        num_users=60, num_items=50, num_days=20, num_categories=3, num_subcategories=2
+    )
+    world = shop.simulate(small)
+    monkeypatch.setattr(shop, "simulate", lambda: world)
+    monkeypatch.setattr("sidrec.data.load_named", refuse)
+    code, out, err = sidrec("demo", "--run-dir", tmp_path / "run", "--seconds", 5)
+    assert code == 0, err
+    assert "SIMULATED shop" in err
+    assert "recommended:" in out
+    assert "hybrid" in out and "sidrec recommend" in out
+    assert (tmp_path / "run" / "bundle" / "manifest.json").is_file()
+
+
+def refuse(name):
+    from sidrec.errors import DataError
+
+    raise DataError(f"{name} is not at hand and there is no network")
+
+
+def test_what_broke_exits_1_and_a_users_mistake_exits_2(sidrec, monkeypatch, tmp_path):
+    assert sidrec("recommend", tmp_path, "--history", "a")[0] == 2
+    assert sidrec("fit", tmp_path / "none.toml")[0] == 2
+    assert sidrec("fit", "--no-such-option")[0] == 2
+
+    def broken(**_):
+        raise ServiceError("it broke\nbadly")
+
+    monkeypatch.setattr(cli.app, "__call__", broken, raising=False)
+    monkeypatch.setattr(cli, "app", broken)
+    code, _, err = sidrec("doctor")
+    assert (code, err) == (1, "error: it broke badly\n")
+    with pytest.raises(ServiceError):
+        cli.main(["doctor", "--debug"])

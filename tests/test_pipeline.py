@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+import sidrec
+from sidrec import config, pipeline, plan, recipe
+from sidrec.errors import ConfigError, DataError
+from sidrec.evaluation import Report
+
+
+def events_of(run):
+    seen = []
+    run(seen.append)
+    return [(e["stage"], e.get("message", "")) for e in seen]
+
+
+def test_a_run_leaves_a_bundle_reports_and_the_recipe_that_made_it(tiny):
+    settings = recipe.load_config(tiny.recipe)
+    assert recipe.load_config(tiny.run_dir / "recipe.toml") == settings
+    summary = json.loads((tiny.run_dir / "summary.json").read_text())
+    assert set(summary["systems"]) == set(tiny.run.recommender.systems)
+    report = Report.from_json((tiny.run_dir / "reports" / "causal.json").read_text())
+    assert report.value("recall@10") == summary["systems"]["causal"]["recall@10"]["value"]
+
+
+def test_running_again_loads_every_stage_and_gives_the_same_bytes(tiny):
+    before = (tiny.run.bundle / "manifest.json").read_bytes()
+    settings = recipe.load_config(tiny.recipe)
+    seen = events_of(lambda e: pipeline.run(settings, run_dir=tiny.run_dir, on_event=e))
+    fitted = [message for stage, message in seen if stage.split()[0] in STAGES and message]
+    assert set(fitted) == {"already done"}
+    assert (tiny.run.bundle / "manifest.json").read_bytes() == before
+
+
+STAGES = ("embeddings", "tokenizers", "generators", "scorers")
+
+
+def test_a_changed_setting_redoes_its_stage_and_what_follows_only(tiny):
+    settings = recipe.load_config(tiny.recipe)
+    changed = replace(
+        settings,
+        collisions="counter",
+        scorers=settings.scorers[:1],
+        hybrid=recipe.HybridConfig(members=()),
+    )
+    seen = events_of(lambda e: pipeline.fit(None, changed, run_dir=tiny.run_dir, on_event=e))
+    done = dict(reversed(seen))
+    assert done["embeddings lsa"] == done["tokenizers residual_kmeans"] == "already done"
+    assert done["generators causal"] == "fitting"
+
+
+def test_the_same_seed_gives_the_same_recommendations_and_another_seed_others(tiny):
+    settings = recipe.load_config(tiny.recipe)
+    settings = replace(settings, scorers=(), hybrid=recipe.HybridConfig(members=()))
+    history = tiny.run.example_history()
+    one, two, other = (
+        pipeline.fit(tiny.run.dataset, replace(settings, seed=seed)).recommend(history)
+        for seed in (0, 0, 1)
+    )
+    assert one.equals(two)
+    assert not one.equals(other)
+
+
+def test_no_stage_before_evaluation_sees_a_test_target():
+    """Replacing every user's last event by another item must not change what is fitted."""
+    rng = np.random.default_rng(0)
+    rows = [(u, f"i{i}", t) for u in range(40) for t, i in enumerate(rng.permutation(20)[:6])]
+    events = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    last = pl.col("timestamp") == 5
+    moved = events.with_columns(
+        pl.when(last & (pl.col("user_id") > 0))
+        .then(pl.lit("i0"))
+        .otherwise(pl.col("item_id"))
+        .alias("item_id")
+    )
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{i}" for i in range(20)],
+            "title": [f"word{i % 5} thing{i % 3}" for i in range(20)],
+        }
+    )
+    settings = config.parse(
+        recipe.RunConfig,
+        {
+            "embedding": {"name": "lsa", "dim": 4},
+            "tokenizer": {"name": "residual_kmeans", "num_codes": 4},
+            "generator": {"name": "causal", "width": 8, "train": {"epochs": 1}},
+            "scorers": [
+                {"name": "popularity"},
+                {"name": "dense", "width": 8, "train": {"epochs": 1}},
+            ],
+        },
+    )
+    fitted = [pipeline.fit(sidrec.read(table, items), settings) for table in (events, moved)]
+    history = ["i1", "i2"]
+    for system in fitted[0].systems:
+        answers = [f.recommend(history, system=system) for f in fitted]
+        assert answers[0].equals(answers[1]), system
+
+
+def test_default_codebooks_fit_a_small_catalogue():
+    items = pl.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+    dataset = sidrec.read(items)
+    settings = recipe.default_config(dataset)
+    assert settings.tokenizer.config.num_codes <= 3
+    assert config.parse(recipe.RunConfig, config.to_dict(settings)) == settings
+
+
+def test_a_plan_counts_and_trains_nothing(tiny):
+    settings = recipe.load_config(tiny.recipe)
+    figures = plan.plan(settings)
+    causal = tiny.run.recommender.generator.value
+    weights = sum(p.numel() for p in causal.parameters())
+    assert figures["causal: parameters"] == f"{weights:,}"
+    assert figures["test questions"] == len(tiny.run.split.test)
+
+
+def test_a_recipe_must_name_a_hybrid_scorer_that_exists():
+    with pytest.raises(ConfigError, match="members names 'dense'"):
+        config.parse(recipe.RunConfig, {"scorers": ["popularity"]})
+
+
+def test_a_bundle_is_not_measured_on_other_data(tiny):
+    other = replace(tiny.run.dataset, content_hash="0" * 64)
+    with pytest.raises(DataError, match="content hash"):
+        pipeline.require_same_data(tiny.run.recommender, other)
+
+
+def test_the_hybrid_is_at_least_as_good_on_validation_as_its_better_part(tiny):
+    run = tiny.run
+    settings = recipe.load_config(tiny.recipe)
+    reports = pipeline.evaluate_systems(
+        run.recommender, run.dataset, run.split, settings=settings, part="valid"
+    )
+    parts = max(reports[name].value("ndcg@10") for name in ("causal", "dense"))
+    assert reports["hybrid"].value("ndcg@10") >= parts - 1e-9

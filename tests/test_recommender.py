@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+import sidrec
+from sidrec.errors import ArtifactError, ConfigError, DataError
+from sidrec.types import Histories
+
+
+@pytest.fixture(scope="session")
+def recommender(tiny):
+    return tiny.run.recommender
+
+
+@pytest.fixture
+def history(tiny):
+    return tiny.run.example_history()
+
+
+def test_a_loaded_bundle_answers_as_the_one_that_was_saved(tiny, recommender, history):
+    loaded = sidrec.load(tiny.run.bundle)
+    assert loaded.systems == recommender.systems
+    for system in recommender.systems:
+        before, after = (r.recommend(history, system=system) for r in (recommender, loaded))
+        assert before.equals(after), system
+    assert loaded.provenance == recommender.provenance
+
+
+def test_saving_a_loaded_bundle_gives_the_same_hash(tiny, tmp_path):
+    loaded = sidrec.load(tiny.run.bundle)
+    assert loaded.save(tmp_path / "copy") == sidrec.load(tiny.run.bundle).save(tmp_path / "again")
+
+
+def test_answers_do_not_depend_on_who_else_is_asked(recommender, tiny):
+    histories = [
+        [str(recommender.items.item_ids[i]) for i in tiny.run.split.test.histories[row]]
+        for row in range(5)
+    ]
+    for system in recommender.systems:
+        together = recommender.recommend(histories=histories, k=5, system=system)
+        alone = [recommender.recommend(h, k=5, system=system) for h in histories]
+        ids = [frame["item_id"].to_list() for frame in alone]
+        assert (
+            together.group_by("user_id", maintain_order=True).agg("item_id")["item_id"].to_list()
+            == ids
+        ), system
+
+
+@pytest.mark.parametrize("system", ["hybrid", "causal", "dense", "popularity"])
+def test_every_rule_is_kept_and_k_items_come_back_when_k_exist(recommender, history, system):
+    ids = list(map(str, recommender.items.item_ids))
+    num_items = len(ids)
+    everything = recommender.recommend(history, k=num_items, system=system, exclude_seen=False)
+    assert sorted(everything["item_id"]) == sorted(ids)
+    assert everything["rank"].to_list() == list(range(1, num_items + 1))
+    assert (np.diff(everything["score"]) <= 0).all()
+    unseen = recommender.recommend(history, k=num_items, system=system)
+    assert set(unseen["item_id"]) == set(ids) - set(history)
+    allow = [item for item in ids[:7] if item not in history]
+    allowed = recommender.recommend(history, k=10, system=system, allow=allow)
+    assert set(allowed["item_id"]) == set(allow)
+    banned = recommender.recommend(
+        history, k=num_items, system=system, exclude=ids[:30], exclude_seen=False
+    )
+    assert set(banned["item_id"]) == set(ids[30:])
+    first = everything["title"][0]
+    tree = {"not": {"field": "title", "op": "eq", "value": first}}
+    for where in (tree, lambda frame: frame["title"] != first):
+        kept = recommender.recommend(
+            history, k=num_items, system=system, where=where, exclude_seen=False
+        )
+        assert set(kept["title"]) == set(everything["title"]) - {first}
+
+
+def test_a_rule_that_leaves_nothing_gives_no_rows(recommender, history):
+    assert recommender.recommend(history, allow=[]).height == 0
+
+
+def test_an_unknown_item_is_named_or_skipped_and_counted(recommender, history):
+    with pytest.raises(DataError, match=r"not in the catalogue, e\.g\. \['\.\./nope'\]"):
+        recommender.recommend([*history, "../nope"])
+    skipped = recommender.recommend([*history, "../nope"], unknown="skip")
+    assert set(skipped["skipped"]) == {1}
+    assert skipped.drop("skipped").equals(recommender.recommend(history))
+
+
+def test_an_empty_history_is_answered_by_popularity_and_says_so(recommender, history):
+    frame = recommender.recommend(histories=[[], history], k=3)
+    assert frame.filter(pl.col("user_id") == "0")["source"].unique().to_list() == ["popularity"]
+    best = np.argsort(-recommender.train_counts_N, kind="stable")[:3]
+    assert frame["item_id"].to_list()[:3] == recommender.items.item_ids[best].tolist()
+    assert frame.filter(pl.col("user_id") == "1")["item_id"].to_list() == (
+        recommender.recommend(history, k=3)["item_id"].to_list()
+    )
+
+
+def test_the_levels_of_an_explanation_add_up_to_the_score(recommender, history):
+    top = recommender.recommend(history, k=1, system="causal", exclude_seen=False)
+    why = recommender.explain(history, top["item_id"][0])
+    assert why["log_prob"] == pytest.approx(top["score"][0], abs=1e-4)
+    assert [level["code"] for level in why["levels"]] == top["semantic_id"][0].to_list()
+    similarity = [item["similarity"] for item in why["history"]]
+    assert similarity == sorted(similarity, reverse=True)
+
+
+def test_similar_items_are_the_nearest_by_cosine_without_the_item_itself(recommender, history):
+    found = recommender.similar(history[0], k=5)
+    vectors = recommender.vectors.vectors
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    row = recommender.items.row_of[history[0]]
+    cosines = unit @ unit[row]
+    cosines[row] = -np.inf
+    np.testing.assert_allclose(found["similarity"], np.sort(cosines)[::-1][:5], rtol=1e-4)
+    assert history[0] not in found["item_id"].to_list()
+
+
+def test_added_items_can_be_recommended_and_no_old_id_moves(recommender, history, tmp_path):
+    table = recommender.items.attributes.head(3).with_columns(
+        pl.Series("item_id", ["new/1", "../new 2", "новый 🎸"])
+    )
+    larger = recommender.add_items(table)
+    num_old = len(recommender.items)
+    np.testing.assert_array_equal(larger.ids.codes[:num_old], recommender.ids.codes)
+    assert len(np.unique(larger.ids.codes, axis=0)) == num_old + 3
+    for system in ("hybrid", "causal", "dense"):
+        everything = larger.recommend(history, k=99, system=system, exclude_seen=False)
+        assert len(everything) == num_old + 3, system
+    assert larger.recommend(["новый 🎸"], k=3).height == 3
+    larger.save(tmp_path / "larger")
+    loaded = sidrec.load(tmp_path / "larger")
+    assert loaded.recommend(history, k=99).equals(larger.recommend(history, k=99))
+    with pytest.raises(DataError, match="already"):
+        larger.add_items(table)
+    assert len(recommender.items) == num_old
+
+
+def test_a_new_item_with_the_text_of_an_old_one_scores_close_to_it(recommender, history):
+    old = str(recommender.items.item_ids[0])
+    table = recommender.items.attributes.head(1).with_columns(pl.Series("item_id", ["twin"]))
+    larger = recommender.add_items(table)
+    rows = Histories.from_lists([recommender.items.rows(history)])
+    before = recommender.candidates(rows, len(recommender.items), system="dense")
+    after = larger.candidates(rows, len(larger.items), system="dense")
+    rank = {int(i): r for r, i in enumerate(after.rows_BK[0])}
+    assert abs(rank[0] - rank[len(recommender.items)]) < len(larger.items) / 2
+    assert before.rows_BK.shape[1] + 1 == after.rows_BK.shape[1]
+    assert old in larger.items.row_of
+
+
+def test_the_tree_of_inspect_holds_every_item_once(recommender):
+    report = recommender.inspect(limit=1000)
+    assert sum(node["items"] for node in report["tree"]) == len(recommender.items)
+    first = report["tree"][0]
+    below = recommender.inspect((int(first["prefix"]),), limit=1000)
+    assert sum(node["items"] for node in below["tree"]) == first["items"]
+    level = report["levels"][0]
+    assert level["used"] + level["dead"] == level["codes"]
+
+
+def test_collisions_are_reported_by_name(recommender):
+    codes = recommender.ids.codes.copy()
+    codes[3] = codes[5]
+    ids = replace(recommender.ids, codes=codes)
+    report = replace(recommender, ids=ids).inspect()
+    assert report["collisions"] == [sorted(map(str, recommender.items.item_ids[[3, 5]]))]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k must be at least 1"),
+        ({"system": "hybird"}, "no system 'hybird'"),
+        ({"unknown": "maybe"}, "unknown must be"),
+        ({"histories": [[]]}, "either history or histories"),
+        ({"exclude": ["nope"]}, "exclude: 1 of 1 items"),
+        ({"where": lambda frame: [1, 2]}, "one boolean an item"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_says_why(recommender, history, options, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        recommender.recommend(history, **options)
+
+
+def test_a_text_is_not_taken_for_a_history(recommender):
+    with pytest.raises(DataError, match="list of item ids"):
+        recommender.recommend("item-1")
+
+
+@pytest.mark.parametrize(
+    "name", ["items.parquet", "semantic_ids.parquet", "generator/arrays.safetensors"]
+)
+def test_a_bundle_with_one_changed_byte_is_refused(tiny, tmp_path, name):
+    shutil.copytree(tiny.run.bundle, tmp_path / "bundle")
+    path = tmp_path / "bundle" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        sidrec.load(tmp_path / "bundle")
