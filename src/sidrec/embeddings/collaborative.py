@@ -27,8 +27,8 @@ from sidrec.types import (
     Floats,
     Histories,
     Ids,
-    ItemVectors,
     Items,
+    ItemVectors,
     as_ids,
 )
 
@@ -37,7 +37,7 @@ from sidrec.types import (
 class CollaborativeConfig:
     """Settings of `Collaborative`."""
 
-    dim: int = 64
+    dim: int = 128
     """D, the width asked for; a smaller catalogue gives fewer."""
     window: int = 5
     """Two events of one person are neighbours when at most this far apart."""

@@ -5,7 +5,7 @@ that knows nothing of an item, such as the collaborative view of a new item, is 
 other views by ridge regression learnt on the items that have both.
 
 Source:  Hoerl & Kennard 1970 (ridge); concatenation of unit vectors is the usual hybrid control.
-Differs: predicted parts are scaled to unit length like known ones, so that distances stay comparable.
+Differs: predicted parts are scaled to unit length like known ones, so that distances compare.
 Cost:    the views' own cost, plus O(N * D^2) for regression and PCA.
 Shapes:  N items, D_v width of view v, D their sum or the PCA width.
 """
@@ -25,7 +25,7 @@ from sidrec.embeddings.precomputed import PrecomputedConfig
 from sidrec.embeddings.sentence import SentenceConfig
 from sidrec.embeddings.vectors import known_rows, unit_rows
 from sidrec.errors import ConfigError, DataError
-from sidrec.types import Bools, CatalogueContext, Floats, ItemVectors, Items
+from sidrec.types import CatalogueContext, Floats, Items, ItemVectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +121,17 @@ class Mixer:
         """Scaled, completed and weighted parts, side by side (N, sum of D_v)."""
         parts, filled = self.scaled(views), {}
         for name, part in parts.items():
-            if missing := self.missing(views)[name].any():
+            missing = ~known_rows(views[name])
+            if missing.any() and len(parts) > 1:
                 others = np.hstack([p for other, p in parts.items() if other != name])
                 predicted = others @ self.tables[f"fill.{name}"] + self.tables[f"offset.{name}"]
                 if self.config.scale == "unit":
                     predicted = unit_rows(predicted)
-                missing = self.missing(views)[name] & known_rows(others)
+                missing &= known_rows(others)
                 part = np.where(missing[:, None], predicted, part)
             filled[name] = part
         weights = self.config.weights or (1.0,) * len(parts)
         return np.hstack([np.float32(w) * p for w, p in zip(weights, filled.values(), strict=True)])
-
-    def missing(self, views: Mapping[str, Floats]) -> dict[str, Bools]:
-        """Masks (N,) of the items each view knows nothing of."""
-        return {name: ~known_rows(vectors) for name, vectors in views.items()}
 
     def mix(self, views: Mapping[str, Floats]) -> tuple[Floats, tuple[tuple[str, int], ...]]:
         """Joined vectors (N, D), and the names and widths of their parts where they keep them."""
@@ -165,7 +162,7 @@ class Fusion:
         }
         views = {name: e.embed(context.items).vectors for name, e in embedders.items()}
         mixer = Mixer.fit(views, config)
-        filled = {name: int(mask.sum()) for name, mask in mixer.missing(views).items()}
+        filled = {name: int((~known_rows(v)).sum()) for name, v in views.items()}
         return cls(config, embedders, mixer, filled)
 
     def embed(self, items: Items) -> ItemVectors:

@@ -23,7 +23,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from sidrec.embeddings.vectors import unit_rows
 from sidrec.errors import ConfigError, DataError
-from sidrec.types import CatalogueContext, Floats, Ints, ItemVectors, Items
+from sidrec.types import CatalogueContext, Floats, Ints, Items, ItemVectors
 
 TOKEN_PATTERN = r"(?u)\b\w+\b"
 
@@ -32,9 +32,9 @@ TOKEN_PATTERN = r"(?u)\b\w+\b"
 class LsaConfig:
     """Settings of `Lsa`."""
 
-    dim: int = 192
+    dim: int = 384
     """D, the width asked for; a catalogue with fewer items or words gives fewer."""
-    max_words: int = 2
+    max_words: int = 1
     """Longest run of words that counts as one feature."""
     min_items: int = 2
     """A feature must occur in at least this many items."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from sidrec.embeddings.vectors import unit_rows
 from sidrec.errors import ConfigError, DataError
-from sidrec.types import CatalogueContext, Floats, Ids, ItemVectors, Items, as_ids
+from sidrec.types import CatalogueContext, Floats, Ids, Items, ItemVectors, as_ids
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 
 from sidrec.embeddings.vectors import unit_rows
 from sidrec.errors import ConfigError, MissingExtra
-from sidrec.types import CatalogueContext, ItemVectors, Items
+from sidrec.types import CatalogueContext, Items, ItemVectors
 
 
 @dataclass(frozen=True, kw_only=True)

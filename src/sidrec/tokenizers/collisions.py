@@ -159,8 +159,8 @@ def _place(
     room = int(np.prod([float(v) for v in ids.num_codes])) - sum(map(len, taken.values()))
     if len(ids) > room:
         raise DataError(
-            f"{policy}: {len(ids)} items do not fit into {room} free IDs of levels {ids.num_codes}; "
-            "raise num_codes or num_levels"
+            f"{policy}: {len(ids)} items do not fit into {room} free IDs of levels "
+            f"{ids.num_codes}; raise num_codes or num_levels"
         )
     points_ND = tokenizer.project(vectors)
     codes_NL = ids.codes.copy()
@@ -213,7 +213,7 @@ def _nearest_free(
         beams = _near_prefixes(point_D, books[:-1], width)
         best: tuple[float, Prefix, int] | None = None
         for prefix in beams:
-            used = taken[prefix] if prefix in taken else set()
+            used = taken.get(prefix, set())
             if len(used) < len(books[-1]):
                 costs = squared_distances(_residuals(point_D[None], prefix, books), books[-1])[0]
                 costs[list(used)] = np.inf

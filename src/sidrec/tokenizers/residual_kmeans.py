@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.tokenizers.quantisation import lloyd, quantise, reconstruct
 from sidrec.types import CatalogueContext, Floats, Ints, ItemVectors, SemanticIds
+
+Scale = Literal["none", "common", "column"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class ResidualKMeans:
         """Learn one codebook a level. Same vectors, config and seed give the same codebooks."""
         sizes = codes_per_level("residual_kmeans", config.num_codes, config.num_levels)
         require_items("residual_kmeans", len(vectors), max(sizes))
-        mean_D, deviation_D = moments(vectors.vectors, config.standardise)
+        mean_D, deviation_D = moments(vectors.vectors, "column" if config.standardise else "none")
         rng = np.random.default_rng(config.seed)
         codebooks: list[Floats] = []
         for size in sizes:
@@ -153,12 +155,14 @@ def require_width(where: str, vectors: ItemVectors, dim: int) -> None:
         )
 
 
-def moments(vectors_ND: Floats, standardise: bool) -> tuple[Floats, Floats]:
-    """Mean and deviation (D,) per column; (0, 1) when `standardise` is off."""
-    if not standardise:
-        dim = vectors_ND.shape[1]
+def moments(vectors_ND: Floats, scale: Scale) -> tuple[Floats, Floats]:
+    """Mean and deviation (D,) to standardise with: per column, one common deviation, or (0, 1)."""
+    dim = vectors_ND.shape[1]
+    if scale == "none":
         return np.zeros(dim, np.float32), np.ones(dim, np.float32)
     mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
     deviation_D = vectors_ND.std(axis=0, dtype=np.float64)
+    if scale == "common":
+        deviation_D = np.full(dim, np.sqrt(np.square(deviation_D).mean()))
     deviation_D[deviation_D < 1e-9] = 1
     return mean_D.astype(np.float32), deviation_D.astype(np.float32)
