@@ -95,7 +95,7 @@ def training_seconds(
             started = time.perf_counter()
         loss, _ = model.loss(batches.build(windows).to(device))
         loss.backward()
-        float(loss)
+        float(loss.detach())  # waits for a GPU
     a_step = (time.perf_counter() - started) / max(len(steps) - 1, 1)
     whole = 1.2 * a_step * len(order) * settings.epochs  # the optimiser and validation come on top
     return min(whole, settings.max_seconds or whole)
