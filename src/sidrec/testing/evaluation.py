@@ -117,7 +117,8 @@ def lists_of(
         block = scores(batch).numpy().astype(np.float32)
         rows = []
         for row, scores_N in enumerate(block):
-            rows.append(naive_list(scores_N.tolist(), k, () if exclude is None else exclude[row]))
+            seen = [] if exclude is None else exclude[row].tolist()
+            rows.append(naive_list(scores_N.tolist(), k, seen))
         rows_BK = np.array(rows, dtype=np.int64).reshape(len(block), k)
         values_BK = np.take_along_axis(block, np.maximum(rows_BK, 0), axis=1)
         return Candidates(rows_BK, np.where(rows_BK < 0, -np.inf, values_BK).astype(np.float32))
