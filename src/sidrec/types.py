@@ -361,6 +361,19 @@ class HistoryBatch:
         targets = None if self.targets_BT is None else self.targets_BT.to(device)
         return HistoryBatch(self.items_BT.to(device), self.lengths_B.to(device), targets)
 
+    def last(self, max_length: int) -> HistoryBatch:
+        """The last `max_length` events of each row; the batch itself where none is longer."""
+        if self.items_BT.shape[1] <= max_length:
+            return self
+        first_B = (self.lengths_B - max_length).clamp_min(0)
+        index_BT = first_B[:, None] + first_B.new_ones(max_length).cumsum(0)[None] - 1
+
+        def cut(rows_BT: torch.Tensor) -> torch.Tensor:
+            return rows_BT.gather(1, index_BT)
+
+        targets = None if self.targets_BT is None else cut(self.targets_BT)
+        return HistoryBatch(cut(self.items_BT), self.lengths_B.clamp_max(max_length), targets)
+
     @classmethod
     def from_histories(
         cls, histories: Histories, rows: Ints | None = None, *, max_length: int

@@ -118,7 +118,7 @@ class TransitionGraph:
                 total_BN[requests[rows], flow.indices] += values  # (row, item) pairs are distinct
         return torch.from_numpy(total_BN).to(batch.items_BT.device)
 
-    def _likeness(self, from_E: Ints, to_E: Ints) -> Floats | float:
+    def _likeness(self, from_E: Ints, to_E: NDArray[Any]) -> NDArray[Any] | float:
         """(E,) cosine of the ends of each path, negative ones as 0, to the power p."""
         if self.unit_vectors_ND is None:
             return 1.0

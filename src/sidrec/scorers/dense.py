@@ -1,0 +1,123 @@
+"""Dense: next-item retrieval from item vectors, with or without an ID embedding beside them.
+
+An item is its projected vector (text, collaborative, …) plus, by default, a learnt ID embedding;
+the same representation is read in the history and scored as a target. Items that never occurred
+in training are scored through their vector alone, so this scorer has no cold-start wall.
+
+Source:   UniSRec (arXiv:2206.05941) and the text tower of EnsRec (arXiv:2512.17820); the dense
+          head of LIGER (arXiv:2411.18814). Exact softmax over the catalogue at every position.
+Differs:  one linear projection of frozen vectors instead of a mixture-of-experts adaptor.
+Cost:     O(P N D + N V D) a step for P target positions and vectors of width V.
+Shapes:   B requests, T history length, D width, N items, P target positions, V vector width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sidrec.errors import ConfigError, DataError
+from sidrec.transformer import CausalTransformer, FastDropout, full_softmax_loss, last_states
+from sidrec.types import CatalogueContext, Floats, HistoryBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """Settings of `Dense`."""
+
+    width: int = 128
+    """D, the width of item representations and states."""
+    num_layers: int = 1
+    """Transformer blocks over the history."""
+    num_heads: int = 2
+    """Attention heads."""
+    hidden_multiplier: int = 2
+    """Width of the feed-forward layer, as a multiple of D."""
+    dropout: float = 0.3
+    """Inside the blocks, on attention and both branches."""
+    input_dropout: float = 0.5
+    """On the item representations of the history."""
+    item_embedding: bool = True
+    """Add a learnt embedding per item to its projected vector; off is the text-only model."""
+    max_length: int = 50
+    """Longest history read; older events are cut."""
+    seed: int = 0
+    """Of the initial weights."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"dense.width must be a multiple of num_heads, got {self.width} and "
+                f"{self.num_heads}"
+            )
+
+
+class Dense(nn.Module):
+    """Trainable scorer; `training.train` fits it through `loss`."""
+
+    config_class: ClassVar[type] = DenseConfig
+    vectors_ND: Tensor
+
+    def __init__(self, vectors_ND: Floats, config: DenseConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.max_length = config.max_length
+        centred = torch.from_numpy(vectors_ND - vectors_ND.mean(0))
+        self.register_buffer("vectors_ND", centred / centred.std().clamp_min(1e-6))
+        num_items, vector_width = vectors_ND.shape
+        self.project = nn.Linear(vector_width, config.width, bias=False)
+        nn.init.normal_(self.project.weight, std=0.05 * vector_width**-0.5)
+        self.items = nn.Embedding(num_items, config.width) if config.item_embedding else None
+        if self.items is not None:
+            nn.init.normal_(self.items.weight, std=0.02)
+        self.dropout = FastDropout(config.input_dropout)
+        self.encoder = CausalTransformer(
+            width=config.width,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            hidden=config.hidden_multiplier * config.width,
+            dropout=config.dropout,
+            max_length=config.max_length,
+        )
+
+    @classmethod
+    def build(cls, context: CatalogueContext, config: DenseConfig) -> Self:
+        """An untrained model over the vectors of `context`, initialised by `config.seed`."""
+        if context.vectors is None:
+            raise DataError("dense needs item vectors, got none; add an [embeddings] section")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return cls(context.vectors.vectors, config)
+
+    def item_table(self) -> Tensor:
+        """(N, D) representation of every item."""
+        table_ND = self.project(self.vectors_ND)
+        return table_ND if self.items is None else table_ND + self.items.weight
+
+    def states(self, batch: HistoryBatch, table_ND: Tensor) -> Tensor:
+        """(B, T, D) one state a position."""
+        x_BTD = F.embedding(batch.items_BT.clamp_min(0), table_ND) * self.config.width**0.5
+        return self.encoder(self.dropout(x_BTD))
+
+    def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean nats per target over the whole catalogue."""
+        batch = batch.last(self.max_length)
+        assert batch.targets_BT is not None
+        table_ND = self.item_table()
+        real = batch.targets_BT >= 0
+        loss = full_softmax_loss(
+            self.states(batch, table_ND)[real], table_ND, batch.targets_BT[real]
+        )
+        return loss, {"item_nats": loss.detach()}
+
+    @torch.inference_mode()
+    def scores(self, batch: HistoryBatch) -> Tensor:
+        """(B, N) logits of the next item."""
+        batch = batch.last(self.max_length)
+        table_ND = self.item_table()
+        states_BD = last_states(self.states(batch, table_ND), batch.lengths_B)
+        return states_BD.float() @ table_ND.float().T
