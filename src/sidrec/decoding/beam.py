@@ -130,14 +130,14 @@ def extend(
         scores, places = top(x_BWC, scores_BW, beam_width)
         parents = places.div(x_BWC.shape[2], rounding_mode="floor")
         codes = torch.sub(places, parents, alpha=x_BWC.shape[2])
-        keys = torch.add(codes, nodes_BW.gather(1, parents), alpha=index.strides[level])
-        nodes = index.lookup(level, keys)
+        keys = torch.add(codes, nodes_BW.gather(1, parents), alpha=index.tree.strides[level])
+        nodes = index.tree.lookup(level, keys)
     else:
         x_BWV = full_log_probs(index, level, logits_BWV, renormalise, ended_BW)
-        starts_BW1 = index.base.first[level].take(nodes_BW).unsqueeze(2)
-        nodes_BWC = starts_BW1 + arange(index.base.branching[level], index.device)
-        symbols_BWC = index.base.keys[level].take(nodes_BWC)
-        symbols_BWC -= (nodes_BW * index.strides[level]).unsqueeze(2)
+        starts_BW1 = index.tree.base.first[level].take(nodes_BW).unsqueeze(2)
+        nodes_BWC = starts_BW1 + arange(index.tree.base.branching[level], index.device)
+        symbols_BWC = index.tree.base.keys[level].take(nodes_BWC)
+        symbols_BWC -= (nodes_BW * index.tree.strides[level]).unsqueeze(2)
         outside_BWC = symbols_BWC >= index.widths[level]  # the next prefix's children, or padding
         symbols_BWC.clamp_(max=index.widths[level] - 1)
         x_BWC = x_BWV.gather(2, symbols_BWC).masked_fill_(outside_BWC, ILLEGAL)
@@ -230,15 +230,15 @@ def expand(
         raise DataError("beam_search: the generator gave NaN logits; check its weights and input")
     rows_BK = torch.full((num_requests, k), PAD, device=index.device)
     out_BK = torch.full((num_requests, k), -torch.inf, device=index.device)
-    if index.one_item_a_leaf:
+    if index.tree.one_item_a_leaf:
         count, alive = min(width, k), scores_BW[:, :k] > DEAD
         if index.num_items:
-            rows = index.base.rows_E.take(leaves_BW[:, :k].masked_fill(~alive, 0))
+            rows = index.tree.base.rows_E.take(leaves_BW[:, :k].masked_fill(~alive, 0))
             rows_BK[:, :count] = rows.masked_fill_(~alive, PAD)
             out_BK[:, :count] = scores_BW[:, :k].masked_fill(~alive, -torch.inf)
     else:
         beams_M = (scores_BW > DEAD).flatten().nonzero()[:, 0]
-        owners, rows = index.items_below(leaves_BW.flatten()[beams_M])
+        owners, rows = index.tree.items_below(leaves_BW.flatten()[beams_M])
         beams = beams_M[owners]
         requests = beams.div(width, rounding_mode="floor")
         if excluded_BX is not None:

@@ -46,16 +46,16 @@ def exact_scores(
         x_BPV = legal_log_probs(
             index, level, nodes_BP, logits_BPV, renormalise=renormalise, ended_BW=ended_BP
         )
-        first, end = (int(index.base.first[level][node]) for node in (start, stop))
-        keys_E = index.base.keys[level][first:end]
-        parents_E = keys_E.div(index.strides[level], rounding_mode="floor") - start
-        codes_E = keys_E % index.strides[level]
+        first, end = (int(index.tree.base.first[level][node]) for node in (start, stop))
+        keys_E = index.tree.base.keys[level][first:end]
+        parents_E = keys_E.div(index.tree.strides[level], rounding_mode="floor") - start
+        codes_E = keys_E % index.tree.strides[level]
         scores_BE = scores_BP[:, parents_E] + x_BPV[:, parents_E, codes_E]
         if level == index.num_levels - 1:
-            entries = index.base.entry_first[level][first : end + 1]
+            entries = index.tree.base.entry_first[level][first : end + 1]
             below = slice(int(entries[0]), int(entries[-1]))
             repeated_BE = scores_BE.repeat_interleave(entries.diff(), dim=1)
-            scores_BN[:, index.base.rows_E[below]] = repeated_BE
+            scores_BN[:, index.tree.base.rows_E[below]] = repeated_BE
             return
         for low in range(0, end - first, block):
             part = slice(low, min(low + block, end - first))

@@ -55,14 +55,7 @@ class Rules:
         """
         if self.exclude is None:
             return None
-        if isinstance(self.exclude, Tensor):
-            rows_BX = self.exclude.to(device)
-        else:
-            longest = max((len(rows) for rows in self.exclude), default=0)
-            padded = np.full((len(self.exclude), longest), PAD, dtype=np.int64)
-            for place, rows in zip(padded, self.exclude, strict=True):
-                place[: len(rows)] = rows
-            rows_BX = torch.from_numpy(padded).to(device)
+        rows_BX = padded(self.exclude).to(device)
         if rows_BX.ndim != 2 or len(rows_BX) != num_requests:
             raise DataError(
                 f"rules: exclude must hold one list for each of {num_requests} requests, "
@@ -73,6 +66,17 @@ class Rules:
         rows_BX = rows_BX.sort(dim=1).values
         rows_BX[:, 1:].masked_fill_(rows_BX[:, 1:] == rows_BX[:, :-1], PAD)
         return rows_BX
+
+
+def padded(lists: Sequence[Sequence[int] | Ints] | Tensor) -> Tensor:
+    """(B, X) the lists one below the other, −1 after each; a tensor as it is."""
+    if isinstance(lists, Tensor):
+        return lists
+    longest = max((len(rows) for rows in lists), default=0)
+    rows_BX = np.full((len(lists), longest), PAD, dtype=np.int64)
+    for place, rows in zip(rows_BX, lists, strict=True):
+        place[: len(rows)] = rows
+    return torch.from_numpy(rows_BX)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +109,7 @@ def exhausted(index: PrefixIndex, rows_BX: Tensor) -> tuple[list[Exhausted | Non
             closed.append(None)
             continue
         nodes_E = nodes_BX[requests_E, places_E]
-        keys_E = index.key_of(level, nodes_E)
-        stride = index.strides[level]
+        keys_E = index.tree.key_of(level, nodes_E)
+        stride = index.tree.strides[level]
         closed.append(Exhausted(requests_E, keys_E // stride, keys_E % stride, nodes_E))
     return closed, remaining_B
