@@ -37,6 +37,8 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 docs: $(STAMP)
+	$(BIN)/python -m sidrec.cli.reference cli > docs/cli.md
+	$(BIN)/python -m sidrec.cli.reference papers > docs/papers.md
 	$(PYTEST) tests/docs
 
 bench: $(STAMP)

@@ -169,12 +169,19 @@ def load_config(path: str | Path) -> RunConfig:
 
 
 def default_config(dataset: Dataset) -> RunConfig:
-    """The default recipe, with codebooks no larger than a small catalogue can fill."""
-    settings = RunConfig(name=dataset.name)
-    size = max(2, min(256, 2 ** int(np.log2(max(len(dataset.items) / 4, 2)))))
-    if size < 256 and len(dataset.items) >= 2:
+    """The default recipe, fitted to what the catalogue has.
+
+    Codebooks are no larger than a small catalogue can fill and no smaller than it needs. Where
+    most items have no text of their own, vectors come from who buys what together.
+    """
+    settings, num_items = RunConfig(name=dataset.name), len(dataset.items)
+    size = min(256, 2 ** int(np.log2(max(num_items / 4, 1))))
+    size = min(max(size, int(np.ceil((2 * num_items) ** (1 / 3)))), num_items)
+    if size < 256:
         tokenizer = config.method(TOKENIZER, settings.tokenizer.name, num_codes=size)
         settings = replace(settings, tokenizer=tokenizer)
+    if 2 * len(set(dataset.items.texts()) - {""}) < num_items:
+        settings = replace(settings, embedding=config.method(EMBEDDING, "collaborative"))
     return settings
 
 

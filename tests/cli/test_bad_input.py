@@ -80,7 +80,7 @@ STRANGE = ["../x", "a/b", "c d", "🎸", "%2e%2e", "-rf", "a,b", "001", "'; --"]
 
 
 @pytest.mark.parametrize("titles", TITLES)
-def test_odd_but_usable_data_are_fitted_or_refused_in_one_line(titles, tmp_path, capfd):
+def test_odd_but_usable_data_are_fitted(titles, tmp_path, capfd):
     """Ids with slashes, spaces, emoji and dots are kept; texts may be missing or all equal."""
     ids = dict(zip((f"i{n}" for n in range(9)), STRANGE, strict=True))
     events = pl.DataFrame(changed(item_id=[ids[i] for i in EVENTS["item_id"]]))
@@ -99,9 +99,6 @@ def test_odd_but_usable_data_are_fitted_or_refused_in_one_line(titles, tmp_path,
     run_dir = tmp_path / "run"
     code, out, err = call(capfd, "fit", recipe, "--run-dir", run_dir)
     assert "Traceback" not in err + out
-    if titles == "no text" and code == 2:
-        assert "text" in err.splitlines()[-1]
-        return
     assert code == 0, err
     code, out, err = call(capfd, "recommend", run_dir, "--history", "../x,🎸", "--json", "-k", "9")
     assert code == 0, err

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -26,21 +25,17 @@ def sidrec(capfd):
 
 
 def test_help_and_import_load_nothing_heavy_and_take_under_half_a_second():
+    """Processor time, so that a busy machine does not decide."""
     program = (
-        "import sys, sidrec, sidrec.cli\n"
+        "import sys, time, sidrec, sidrec.cli\n"
         "try: sidrec.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'faiss', 'sklearn', 'polars', 'numpy', 'scipy'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+        "sys.exit(f'loaded {heavy}' if heavy else 0 if time.process_time() < 0.5 else 'slow')"
     )
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - started)
-        if seconds[-1] < 0.5:
-            return
-    pytest.fail(f"`sidrec --help` took {min(seconds):.2f} s at best")
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_five_commands_lead_from_files_to_recommendations(sidrec, tiny, tmp_path, monkeypatch):

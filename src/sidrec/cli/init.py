@@ -51,6 +51,7 @@ def command(
     output.line(recipes.describe(dataset))
     for note in dataset.notes:
         output.line(f"  {note}")
+    output.line(f"item vectors: {settings.embedding.name}; tokenizer: {settings.tokenizer.name}")
     output.line(f"wrote {recipe}")
     output.line(f"next: sidrec fit {recipe}")
 
