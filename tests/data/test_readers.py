@@ -191,8 +191,18 @@ def test_mapping_names_columns_by_role_and_none_leaves_one_out():
         read(rows, mapping={"usr": "who"})
     with pytest.raises(DataError, match=r"no column 'whom'.*did you mean 'who'"):
         read(rows, mapping={"user": "whom"})
+    with pytest.raises(DataError, match="no column 'sku'"):
+        read(frame(), mapping={"item": "sku"})  # item_id is there, but it was not asked for
     with pytest.raises(DataError, match="'who' is mapped to more than one role"):
         read(rows, mapping={"user": "who", "item": "who"})
+
+
+def test_a_column_called_id_is_the_item_in_an_items_table_only():
+    events = frame().with_columns(id=pl.int_range(5)).rename({"item_id": "sku"})
+    items = pl.DataFrame({"id": ["x", "y", "z"]})
+    assert sequences(read(events, items, mapping={"item": "sku"})) == EXPECTED
+    with pytest.raises(DataError, match="no column for the item"):
+        read(events.drop("sku"))
 
 
 def test_items_table_gives_order_text_and_items_never_seen(tmp_path):

@@ -24,10 +24,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
              "accountid", "sessionid", "session"),
     "item": ("itemid", "item", "iid", "parentasin", "asin", "sku", "productid", "product",
              "movieid", "articleid", "newsid", "trackid", "songid", "bookid", "videoid",
-             "contentid", "id"),
+             "contentid"),
     "time": ("timestamp", "time", "ts", "datetime", "unixreviewtime", "eventtime", "date",
              "createdat"),
-    "position": ("position", "order", "sequence"),
+    "position": ("position",),
     "weight": ("weight", "rating", "overall", "score", "stars", "strength", "playcount",
                "watchtime"),
     "event": ("eventtype", "event", "feedbacktype", "action", "behavior", "behaviour"),
@@ -51,7 +51,7 @@ UNITS = (("seconds", 1e8, 1e11, 1_000_000), ("milliseconds", 1e11, 1e14, 1_000),
 
 def check_mapping(mapping: Mapping[str, str | None] | None) -> dict[str, str | None]:
     """The mapping with its roles checked; ConfigError names the nearest role."""
-    mapping = dict(mapping or {})
+    mapping = {role: column or None for role, column in (mapping or {}).items()}
     known = [*EVENT_ROLES, *TEXT_ALIASES]
     for role in mapping:
         if role not in known:
@@ -69,7 +69,11 @@ def plain_name(name: str) -> str:
 def choose_columns(
     table: Table, roles: Sequence[str], mapping: Mapping[str, str | None], *, need: Sequence[str]
 ) -> dict[str, str]:
-    """Role -> column of this table. A role mapped to None is left out."""
+    """Role -> column of this table. A role mapped to None is left out.
+
+    An items table may call its id otherwise than the events do, and plainly `id`.
+    """
+    is_items = "user" not in roles
     columns, chosen = table.columns, {}
     plain: dict[str, str] = {}
     for column in columns:
@@ -81,12 +85,13 @@ def choose_columns(
         if mapped is not None and mapped in columns:
             chosen[role] = mapped
             continue
-        if mapped is not None and role not in ("item", *TEXT_ALIASES):
+        if mapped is not None and not (is_items and role == "item"):
             raise DataError(
                 f"{table.name}: no column {mapped!r} (mapped to {role}); it has {columns}; "
                 f"correct the mapping{_nearest(mapped, columns)}"
             )
         aliases = ALIASES.get(role, ()) + TEXT_ALIASES.get(role, ())
+        aliases += ("id",) if is_items and role == "item" else ()
         taken = set(chosen.values()) | {c for c in mapping.values() if c}
         found = [plain[a] for a in aliases if a in plain and plain[a] not in taken]
         if found:
