@@ -35,7 +35,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.transformer import CausalTransformer, FastDropout, full_softmax_loss, last_states
+from sidrec.transformer import (
+    BLOCK_ROWS,
+    CausalTransformer,
+    FastDropout,
+    full_softmax_loss,
+    last_states,
+)
 from sidrec.types import CatalogueContext, Floats, HistoryBatch, Ints, SemanticIds
 
 PREFIX_SCALE = 8.0
@@ -69,6 +75,9 @@ class CausalConfig:
     """Add a learnt embedding per item to its vector and codes."""
     item_loss_weight: float = 1.0
     """Weight of the item softmax that shapes the state; 0 trains on codes alone."""
+    distil_weight: float = 0.5
+    """Share of the code loss whose target is what the item softmax believes, summed over the items
+    under each code, instead of the one item that came next; 0 turns it off."""
     legal_softmax: bool = False
     """Train each level over the codes that continue some ID of the catalogue, as decoding does;
     false trains over the whole codebook, so that the model learns which IDs exist."""
@@ -131,11 +140,13 @@ class Causal(nn.Module):
         self.levels = nn.ModuleList(
             DepthLevel(level, self.widths, config) for level in range(num_levels)
         )
-        if config.legal_softmax:
-            for level in range(num_levels):
-                prefix_N, legal_MV = legal_codes(symbols_NL, level, self.widths[level])
-                self.register_buffer(f"prefix{level}_N", prefix_N, persistent=False)
+        for level in range(num_levels):
+            prefix_N, legal_MV, below_MS = prefixes(symbols_NL, level, self.widths[level])
+            self.register_buffer(f"prefix{level}_N", prefix_N, persistent=False)
+            if config.legal_softmax:
                 self.register_buffer(f"legal{level}_MV", legal_MV, persistent=False)
+            if config.distil_weight and level:
+                self.register_buffer(f"below{level}_MS", below_MS, persistent=False)
 
     @classmethod
     def build(cls, context: CatalogueContext, config: CausalConfig) -> Self:
@@ -181,35 +192,79 @@ class Causal(nn.Module):
         assert batch.targets_BT is not None
         real = batch.targets_BT >= 0
         states_PD, targets_P = self.states(batch)[real], batch.targets_BT[real]
-        nats_L = self.level_nats(states_PD, self.symbols_NL[targets_P], targets_P).mean(0)
+        logits_L = self.path_logits(states_PD, self.symbols_NL[targets_P], targets_P)
+        nats_L = self.nats(logits_L, self.symbols_NL[targets_P]).mean(0)
         parts = {f"level{level}_nats": nats.detach() for level, nats in enumerate(nats_L)}
         loss = nats_L.sum()
         if self.config.item_loss_weight:
-            item_nats = full_softmax_loss(states_PD, self.item_table(), targets_P)
+            table_ND = self.item_table()
+            item_nats = full_softmax_loss(states_PD, table_ND, targets_P)
+            if self.config.distil_weight:
+                beliefs_L = self.beliefs(states_PD.detach(), table_ND.detach(), targets_P)
+                soft = sum(F.cross_entropy(x, q) for x, q in zip(logits_L, beliefs_L, strict=True))
+                loss = loss + self.config.distil_weight * (soft - loss)
             parts["item_nats"] = item_nats.detach()
             loss = loss + self.config.item_loss_weight * item_nats
         return loss, parts
 
-    def level_nats(
-        self, states_PD: Tensor, symbols_PL: Tensor, targets_P: Tensor | None = None
-    ) -> Tensor:
-        """(P, L) nats of each code of given IDs; 0 after the end of a shorter ID.
+    @torch.inference_mode()
+    def item_scores(self, batch: HistoryBatch) -> Tensor:
+        """(B, N) logits of the item softmax; for comparison, generation does not use them."""
+        return self.history_states(batch).float() @ self.item_table().float().T
 
-        With the items themselves, `targets_P`, and `legal_softmax`: over legal codes only.
+    def path_logits(
+        self, states_PD: Tensor, symbols_PL: Tensor, targets_P: Tensor | None = None
+    ) -> list[Tensor]:
+        """L float32 tensors (P, V): logits of each level along the path of given IDs.
+
+        With the items themselves, `targets_P`, and `legal_softmax`: illegal codes are far below.
         """
-        nats: list[Tensor] = []
-        ended_P = torch.zeros_like(symbols_PL[..., 0], dtype=torch.bool)
+        logits_L: list[Tensor] = []
         for level in range(len(self.codes)):
             logits_PV = self.logits(level, states_PD, symbols_PL[..., :level]).float()
             if targets_P is not None and self.config.legal_softmax:
                 prefix_P = getattr(self, f"prefix{level}_N")[targets_P]
                 logits_PV = logits_PV + getattr(self, f"legal{level}_MV")[prefix_P]
-            log_probs_PV = logits_PV.log_softmax(-1)
-            level_nats = -log_probs_PV.gather(-1, symbols_PL[..., level, None])[..., 0]
-            nats.append(level_nats.masked_fill(ended_P, 0.0))
+            logits_L.append(logits_PV)
+        return logits_L
+
+    def nats(self, logits_L: list[Tensor], symbols_PL: Tensor) -> Tensor:
+        """(P, L) nats of each code of given IDs; 0 after the end of a shorter ID."""
+        nats: list[Tensor] = []
+        ended_P = torch.zeros_like(symbols_PL[..., 0], dtype=torch.bool)
+        for level, logits_PV in enumerate(logits_L):
+            picked_P = logits_PV.gather(-1, symbols_PL[..., level, None])[..., 0]
+            nats.append((logits_PV.logsumexp(-1) - picked_P).masked_fill(ended_P, 0.0))
             if self.widths[level] > self.num_codes[level]:
                 ended_P = ended_P | (symbols_PL[..., level] == self.num_codes[level])
         return torch.stack(nats, dim=-1)
+
+    @torch.no_grad()
+    def beliefs(self, states_PD: Tensor, table_ND: Tensor, targets_P: Tensor) -> list[Tensor]:
+        """L tensors (P, V): what the item softmax believes of each code, given the target's prefix.
+
+        The probability of a code is the sum over the items under it.
+        """
+        low = torch.is_autocast_enabled(states_PD.device.type)
+        dtype = torch.get_autocast_dtype(states_PD.device.type) if low else torch.float32
+        states_PD, table_ND = states_PD.to(dtype), table_ND.to(dtype)
+        first_NV = F.one_hot(self.symbols_NL[:, 0], self.widths[0]).to(dtype)
+        beliefs_L = [
+            states_PD.new_zeros(len(targets_P), v, dtype=torch.float32) for v in self.widths
+        ]
+        for start in range(0, len(targets_P), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            logits_PN = states_PD[block] @ table_ND.T
+            odds_PN = logits_PN.sub_(logits_PN.amax(1, keepdim=True)).exp_()
+            beliefs_L[0][block] = (odds_PN @ first_NV).float()
+            for level in range(1, len(self.widths)):
+                prefix_P = getattr(self, f"prefix{level}_N")[targets_P[block]]
+                rows_PS = getattr(self, f"below{level}_MS")[prefix_P]
+                odds_PS = odds_PN.gather(1, rows_PS.clamp_min(0)).float().add_(1e-9)
+                odds_PS.masked_fill_(rows_PS < 0, 0.0)
+                symbols_PS = self.symbols_NL[:, level][rows_PS.clamp_min(0)]
+                beliefs_L[level][block].scatter_add_(1, symbols_PS, odds_PS)
+        return [q.div_(q.sum(1, keepdim=True)) for q in beliefs_L]
 
     # ------------------------------------------------------------------ generation
 
@@ -224,7 +279,7 @@ class Causal(nn.Module):
         symbols_BKL = torch.where(codes_BKL < 0, ends_L, codes_BKL)
         states_BD = self.history_states(batch)
         states_BKD = states_BD[:, None].expand(-1, codes_BKL.shape[1], -1)
-        return -self.level_nats(states_BKD, symbols_BKL).sum(-1)
+        return -self.nats(self.path_logits(states_BKD, symbols_BKL), symbols_BKL).sum(-1)
 
     def start(self, batch: HistoryBatch) -> State:
         """Encode each history once."""
@@ -310,10 +365,22 @@ def code_table(centroids_VD: Floats, projection: Tensor) -> Tensor:
     return table * (0.02 / table.std().clamp_min(1e-6))
 
 
-def legal_codes(symbols_NL: Ints, level: int, width: int) -> tuple[Tensor, Tensor]:
-    """Prefix row (N,) of each item, and per prefix (M, V): 0 for legal symbols, −1e4 for others."""
-    _, prefix_N = np.unique(symbols_NL[:, :level], axis=0, return_inverse=True)
-    prefix_N = prefix_N.reshape(-1) if level else np.zeros(len(symbols_NL), dtype=np.int64)
-    legal_MV = torch.full((int(prefix_N.max()) + 1, width), -1e4, dtype=torch.bfloat16)
+def prefixes(symbols_NL: Ints, level: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The M distinct prefixes of `level` codes: (prefix row of each item, legal codes, items).
+
+    Row (N,) of each item's prefix; per prefix (M, V) 0 for legal symbols and −1e4 for others; per
+    prefix (M, S) the rows of its items, −1 after the last.
+    """
+    num_items = len(symbols_NL)
+    prefix_N = np.zeros(num_items, dtype=np.int64)
+    if level:
+        prefix_N = np.unique(symbols_NL[:, :level], axis=0, return_inverse=True)[1].reshape(-1)
+    counts_M = np.bincount(prefix_N)
+    legal_MV = torch.full((len(counts_M), width), -1e4, dtype=torch.bfloat16)
     legal_MV[torch.from_numpy(prefix_N), torch.from_numpy(symbols_NL[:, level])] = 0.0
-    return torch.from_numpy(prefix_N), legal_MV
+    order_N = np.argsort(prefix_N, kind="stable")
+    places_N = np.arange(num_items) - np.repeat(np.cumsum(counts_M) - counts_M, counts_M)
+    below_MS = np.full((len(counts_M), int(counts_M.max()) if level else 0), -1, dtype=np.int64)
+    if level:
+        below_MS[prefix_N[order_N], places_N] = order_N
+    return torch.from_numpy(prefix_N), legal_MV, torch.from_numpy(below_MS)

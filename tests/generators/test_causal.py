@@ -1,0 +1,185 @@
+"""The default generator, held against plain readings of its formulas."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sidrec.errors import ConfigError, DataError
+from sidrec.generators.causal import Causal, CausalConfig, code_centroids, prefixes, symbols_of
+from sidrec.types import (
+    CatalogueContext,
+    Histories,
+    HistoryBatch,
+    Items,
+    ItemVectors,
+    SemanticIds,
+    as_ids,
+)
+
+SMALL = CausalConfig(
+    width=8, num_heads=2, depth_hidden=16, num_prefix_buckets=16, max_length=6,
+    dropout=0.0, input_dropout=0.0, depth_dropout=0.0,
+)  # fmt: skip
+CODES = np.array([[0, 1, 0], [0, 1, 2], [0, 0, 1], [2, 3, 0], [2, 3, 1], [1, 0, 0]])
+NUM_CODES = (3, 4, 3)
+
+
+def make_context(codes=CODES, dim=5):
+    import polars as pl
+
+    ids = as_ids(range(len(codes)))
+    vectors = np.random.default_rng(0).standard_normal((len(codes), dim)).astype(np.float32)
+    return CatalogueContext(
+        Items(ids, pl.DataFrame()),
+        Histories.from_lists([[0, 1, 2], [3, 4, 5]]),
+        ItemVectors(ids, vectors),
+        SemanticIds(ids, codes, NUM_CODES),
+    )
+
+
+def make_batch():
+    items = torch.tensor([[0, 3, 1, 4], [5, 2, -1, -1]])
+    targets = torch.tensor([[3, 1, 4, 2], [2, 0, -1, -1]])
+    return HistoryBatch(items, torch.tensor([4, 2]), targets)
+
+
+def make_model(config=SMALL, context=None):
+    model = Causal.build(context or make_context(), config)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    return model.eval()
+
+
+def test_the_loss_is_the_mean_nats_of_the_targets_codes():
+    model, batch = make_model(replace(SMALL, item_loss_weight=0.0)), make_batch()
+    loss, parts = model.loss(batch)
+    total, count = 0.0, 0
+    for row, length in enumerate(batch.lengths_B.tolist()):
+        for place in range(length):
+            prefix = HistoryBatch(
+                batch.items_BT[row : row + 1, : place + 1], torch.tensor([place + 1])
+            )
+            target = int(batch.targets_BT[row, place])
+            codes_11L = torch.from_numpy(CODES[target])[None, None]
+            total -= model.log_probs(prefix, codes_11L).item()
+            count += 1
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+    assert sum(v.item() for k, v in parts.items() if k.startswith("level")) == pytest.approx(
+        loss.item(), rel=1e-5
+    )
+
+
+def test_the_item_softmax_enters_the_loss_with_its_weight():
+    batch = make_batch()
+    losses = []
+    for weight in (0.0, 1.0, 2.0):
+        config = replace(SMALL, item_loss_weight=weight, distil_weight=0.0)
+        loss, parts = make_model(config).loss(batch)
+        losses.append(loss.item())
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+    assert losses[1] - losses[0] == pytest.approx(parts["item_nats"].item(), rel=1e-4)
+
+
+def test_beliefs_are_the_item_softmax_summed_over_the_items_under_each_code():
+    model = make_model()
+    states_PD, targets_P = torch.randn(4, 8), torch.tensor([0, 2, 4, 5])
+    table_ND = torch.randn(len(CODES), 8)
+    beliefs_L = model.beliefs(states_PD, table_ND, targets_P)
+    probs_PN = (states_PD @ table_ND.T).softmax(-1)
+    for level, width in enumerate(NUM_CODES):
+        for row, target in enumerate(targets_P.tolist()):
+            under = (CODES[:, :level] == CODES[target, :level]).all(1)
+            for code in range(width):
+                mask = torch.from_numpy(under & (CODES[:, level] == code))
+                share = probs_PN[row, mask].sum() / probs_PN[row, torch.from_numpy(under)].sum()
+                assert beliefs_L[level][row, code].item() == pytest.approx(share.item(), abs=1e-5)
+
+
+def test_distillation_mixes_the_two_targets_by_its_weight():
+    batch = make_batch()
+    hard, mixed, soft = (
+        make_model(replace(SMALL, distil_weight=w)).loss(batch)[0].item() for w in (0.0, 0.5, 1.0)
+    )
+    assert mixed == pytest.approx((hard + soft) / 2, rel=1e-5) and abs(hard - soft) > 1e-3
+
+
+def test_beliefs_pass_no_gradient_to_the_item_softmax():
+    model = make_model(replace(SMALL, distil_weight=1.0))
+    loss, _ = model.loss(make_batch())
+    with_items = torch.autograd.grad(loss, model.items.weight, retain_graph=True)[0]
+    hard = make_model(replace(SMALL, distil_weight=0.0))
+    assert with_items.abs().sum() > 0
+    beliefs = model.beliefs(
+        torch.randn(2, 8, requires_grad=True), model.item_table(), torch.tensor([0, 1])
+    )
+    assert not any(b.requires_grad for b in beliefs)
+    assert hard.loss(make_batch())[0].requires_grad
+
+
+def test_legal_softmax_trains_over_the_codes_that_continue_some_id():
+    model, batch = (
+        make_model(replace(SMALL, legal_softmax=True, item_loss_weight=0.0)),
+        make_batch(),
+    )
+    batch = HistoryBatch(batch.items_BT[:1, :1], torch.tensor([1]), torch.tensor([[5]]))
+    _, parts = model.loss(batch)  # item 5 is alone under code 1: its later codes are certain
+    assert parts["level0_nats"] > 0.1
+    assert parts["level1_nats"].item() == pytest.approx(0.0, abs=1e-6)
+    assert parts["level2_nats"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_shorter_id_ends_with_a_symbol_of_its_own_and_costs_nothing_after():
+    codes = CODES.copy()
+    codes[5] = [1, -1, -1]
+    codes[3] = [2, 3, -1]
+    model = make_model(context=make_context(codes))
+    assert model.widths == (3, 5, 4)
+    batch = HistoryBatch(torch.tensor([[0]]), torch.tensor([1]))
+    state = model.start(batch)
+    logits0, state = model.step(state, None, None)
+    logits1, _ = model.step(state, torch.tensor([[1]]), torch.tensor([[0]]))
+    expected = logits0.log_softmax(-1)[0, 0, 1] + logits1.log_softmax(-1)[0, 0, 4]
+    given = model.log_probs(batch, torch.tensor([[[1, -1, -1]]]))
+    assert given.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_code_tables_start_at_the_residual_means_of_their_items():
+    vectors = np.array([[1.0, 0], [3, 0], [0, 4], [0, 6]], dtype=np.float32)
+    first, second = code_centroids(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), (2, 2), vectors)
+    np.testing.assert_allclose(first, [[2, 0], [0, 5]])
+    np.testing.assert_allclose(second, [[-0.5, -0.5], [0.5, 0.5]])
+
+
+def test_prefixes_lists_what_lies_under_each():
+    prefix_N, legal_MV, below_MS = prefixes(CODES, 1, 4)
+    assert prefix_N.tolist() == [0, 0, 0, 2, 2, 1]
+    assert [set(row[row >= 0].tolist()) for row in below_MS] == [{0, 1, 2}, {5}, {3, 4}]
+    legal = [set(torch.nonzero(row == 0).flatten().tolist()) for row in legal_MV]
+    assert legal == [{0, 1}, {0}, {3}]
+
+
+def test_symbols_leave_fixed_length_ids_as_they_are():
+    ids = make_context().semantic_ids
+    symbols, widths = symbols_of(ids)
+    assert widths == NUM_CODES
+    np.testing.assert_array_equal(symbols, CODES)
+
+
+def test_without_ids_it_says_what_to_do():
+    bare = replace(make_context(), semantic_ids=None)
+    with pytest.raises(DataError, match="embed and tokenize"):
+        Causal.build(bare, SMALL)
+    with pytest.raises(ConfigError, match="multiple of num_heads, got 10 and 3"):
+        CausalConfig(width=10, num_heads=3)
+
+
+def test_item_scores_rank_by_the_item_softmax():
+    model, batch = make_model(), make_batch()
+    states = model.history_states(batch)
+    expected = F.log_softmax(states @ model.item_table().T, -1)
+    torch.testing.assert_close(F.log_softmax(model.item_scores(batch), -1), expected)
