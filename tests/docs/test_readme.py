@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -67,7 +68,8 @@ def commands(page):
 
 @pytest.mark.parametrize("page", [PAGES[0], ROOT / "docs" / "guide.md"], ids=lambda p: p.name)
 def test_every_command_of_the_pages_runs_in_order(page, shop, tiny, capfd):
-    Path("requests.jsonl").write_text('{"user_id": "ann", "history": ["%s"]}\n' % shop["ITEM_1"])
+    request = {"user_id": "ann", "history": [shop["ITEM_1"]]}
+    Path("requests.jsonl").write_text(json.dumps(request))
     found = commands(page)
     assert len(found) >= 5
     for line in found:
