@@ -113,8 +113,8 @@ def scorer_member(scores: Callable[[HistoryBatch], Tensor]) -> Member:
         if keep_N is not None:
             dropped_N = ~torch.as_tensor(keep_N, dtype=torch.bool, device=scores_BN.device)
             allowed_BN.masked_fill_(dropped_N, -torch.inf)
-        for row_N, items in zip(allowed_BN, exclude or (), strict=False):
-            row_N[torch.as_tensor(items, device=scores_BN.device)] = -torch.inf
+        for row, items in enumerate(exclude or ()):
+            allowed_BN[row, torch.as_tensor(items, device=scores_BN.device)] = -torch.inf
         best_BK, rows_BK = allowed_BN.topk(min(pool, allowed_BN.shape[1]), dim=1)
         # float64: subtracting the total in float32 would tie scores that differ
         return Opinion(
