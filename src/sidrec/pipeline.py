@@ -30,6 +30,7 @@ from sidrec.config import Method
 from sidrec.data import split
 from sidrec.decoding.beam import beam_search
 from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.embeddings.cache import content_key, fit_embed
 from sidrec.errors import ConfigError, DataError
 from sidrec.evaluation import EvaluationContext, Report, evaluate, rank_all, table
 from sidrec.evaluation.comparison import Table
@@ -257,22 +258,38 @@ class _Fit:
     # Stages, in order
 
     @cached_property
-    def data_key(self) -> str:
-        return artifact.value_hash(self.dataset.content_hash, self.split.rule)
-
-    @cached_property
-    def embedding(self) -> tuple[Fitted, str]:
+    def embedded(self) -> tuple[Fitted, ItemVectors, str]:
+        """Embedder, vectors, and the key over texts, training events and any file it reads."""
+        chosen = self.settings.embedding
+        settings = config.with_seed(chosen.config, self.settings.seed)
+        method_class = methods.resolve("embeddings", chosen.name)
         context = CatalogueContext(self.dataset.items, self.split.train)
-        return self.plain("embeddings", self.settings.embedding, self.data_key, context)
+        folder = None if self.run_dir is None else self.run_dir / "stages" / "vectors"
+        label = f"embeddings {chosen.name}"
+        key = content_key(method_class, context, settings)
+        known = folder is not None and (folder / f"{key}.safetensors").is_file()
+        self.on_event({"stage": label, "message": "already done" if known else "fitting"})
+        embedder, vectors = fit_embed(method_class, context, settings, folder)
+        self.on_event({"stage": label, "finished": True})
+        fitted = Fitted(stage="embeddings", name=chosen.name, config=settings, value=embedder)
+        return fitted, vectors, key
 
-    @cached_property
+    @property
     def vectors(self) -> ItemVectors:
-        return self.embedding[0].value.embed(self.dataset.items)
+        return self.embedded[1]
 
     @cached_property
     def tokenizer(self) -> tuple[Fitted, str]:
         context = CatalogueContext(self.dataset.items, self.split.train, self.vectors)
-        return self.plain("tokenizers", self.settings.tokenizer, self.embedding[1], context)
+        chosen = self.settings.tokenizer
+        settings = config.with_seed(chosen.config, self.settings.seed)
+        key = self.key(chosen, settings, self.embedded[2])
+
+        def make() -> Fitted:
+            value = methods.resolve("tokenizers", chosen.name).fit(self.vectors, settings, context)
+            return Fitted(stage="tokenizers", name=chosen.name, config=settings, value=value)
+
+        return self.cached("tokenizers", chosen.name, key, make, context), key
 
     @cached_property
     def ids(self) -> SemanticIds:
@@ -295,7 +312,13 @@ class _Fit:
 
     @cached_property
     def ids_key(self) -> str:
-        return artifact.value_hash(self.tokenizer[1], self.settings.collisions)
+        """Key of the IDs and of all that models see: the data, the split, the vectors."""
+        return artifact.value_hash(
+            self.dataset.content_hash,
+            self.split.rule,
+            self.tokenizer[1],
+            self.settings.collisions,
+        )
 
     @cached_property
     def recommender(self) -> Recommender:
@@ -305,7 +328,7 @@ class _Fit:
             train_counts_N=self.split.train_counts_N,
             vectors=self.vectors,
             ids=self.ids,
-            embedding=self.embedding[0],
+            embedding=self.embedded[0],
             tokenizer=self.tokenizer[0],
             collisions=settings.collisions,
             generator=self.model(settings.generator),
@@ -355,21 +378,6 @@ class _Fit:
         return tuned.hybrid
 
     # Making one stage
-
-    def plain(self, stage: str, chosen: Method, parent: str, context: CatalogueContext) -> Any:
-        """An embedder or a tokenizer, and the key that names it."""
-        settings = config.with_seed(chosen.config, self.settings.seed)
-        key = self.key(chosen, settings, parent)
-        method_class = methods.resolve(stage, chosen.name)
-
-        def make() -> Fitted:
-            if stage == "tokenizers":
-                value = method_class.fit(context.vectors, settings, context)
-            else:
-                value = method_class.fit(context, settings)
-            return Fitted(stage=stage, name=chosen.name, config=settings, value=value)
-
-        return self.cached(stage, chosen.name, key, make, context), key
 
     def model(self, chosen: Method) -> Fitted:
         """A generator or scorer, trained where it is trained."""
