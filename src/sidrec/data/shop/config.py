@@ -35,9 +35,9 @@ class ShopConfig:
     exploration: float = 0.2
     """Share of the logging policy that is uniform over the items on sale; above 0, so that every
     item can be shown and importance weights are finite."""
-    popularity_pull: float = 0.6
+    popularity_pull: float = 0.4
     """How strongly the logging policy follows past clicks: weight (1 + clicks) ** pull."""
-    recency_pull: float = 2.5
+    recency_pull: float = 2.0
     """Log-weight the policy adds to the subcategory of the last click; half for its category."""
     taste_drift: float = 0.6
     """Share of each user's lasting interests that is replaced between first and last day."""
