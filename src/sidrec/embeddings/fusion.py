@@ -115,7 +115,8 @@ class Mixer:
         if self.config.scale == "unit":
             return unit_rows(vectors)
         centred = (vectors - self.tables[f"mean.{name}"]) / self.tables[f"deviation.{name}"]
-        return centred * known_rows(vectors)[:, None] / np.float32(np.sqrt(vectors.shape[1]))
+        known = known_rows(vectors)[:, None] / np.sqrt(vectors.shape[1])
+        return np.asarray(centred * known, dtype=np.float32)
 
     def join(self, views: Mapping[str, Floats]) -> Floats:
         """Scaled, completed and weighted parts, side by side (N, sum of D_v)."""

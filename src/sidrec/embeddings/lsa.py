@@ -81,7 +81,7 @@ class Lsa:
         items_with_F = np.bincount(counts_NF.indices, minlength=len(features))
         idf_F = (np.log((1 + len(texts)) / (1 + items_with_F)) + 1).astype(np.float32)
         weighted_NF = tf_idf(counts_NF, idf_F)
-        dim = min(config.dim, *weighted_NF.shape)
+        dim = min(config.dim, len(texts), len(features))
         _, singular_D, right_DF = randomized_svd(
             weighted_NF, dim, n_iter=5, random_state=config.seed
         )
@@ -145,7 +145,8 @@ def _count(texts: list[str], config: LsaConfig) -> tuple[sparse.csr_matrix, tupl
         counts_NA = sparse.csr_matrix(vectorizer.fit_transform(texts), dtype=np.float32)
     except ValueError as cause:  # scikit-learn: empty vocabulary
         raise DataError("lsa: the item texts hold no words; check the text columns") from cause
-    items_with_A: Ints = np.bincount(counts_NA.indices, minlength=counts_NA.shape[1])
+    names_A = vectorizer.get_feature_names_out()
+    items_with_A: Ints = np.bincount(counts_NA.indices, minlength=len(names_A))
     most = max(config.max_items_ratio * len(texts), config.min_items)
     kept = np.flatnonzero((items_with_A >= config.min_items) & (items_with_A <= most))
     if not len(kept):
@@ -156,5 +157,4 @@ def _count(texts: list[str], config: LsaConfig) -> tuple[sparse.csr_matrix, tupl
     if len(kept) > config.max_features:
         order = np.argsort(-items_with_A[kept], kind="stable")[: config.max_features]
         kept = np.sort(kept[order])
-    names = vectorizer.get_feature_names_out()[kept]
-    return counts_NA[:, kept], tuple(map(str, names))
+    return sparse.csr_matrix(counts_NA[:, kept]), tuple(map(str, names_A[kept]))

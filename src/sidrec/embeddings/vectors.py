@@ -14,7 +14,7 @@ def unit_rows(vectors_ND: np.ndarray) -> Floats:
     """Rows (N, D) scaled to length 1, float32; zero rows stay zero."""
     vectors = np.asarray(vectors_ND, dtype=np.float32)
     lengths_N1 = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths_N1 > 0, lengths_N1, np.float32(1))
+    return np.asarray(vectors / np.where(lengths_N1 > 0, lengths_N1, 1), dtype=np.float32)
 
 
 def known_rows(vectors_ND: np.ndarray) -> Bools:

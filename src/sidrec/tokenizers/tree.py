@@ -124,7 +124,7 @@ def _words(texts: Sequence[str], stop_words: frozenset[str]) -> tuple[sparse.csr
         return sparse.csr_matrix((len(texts), 0)), []
     names = vectorizer.get_feature_names_out()
     kept = [column for column, name in enumerate(names) if name not in stop_words]
-    return words_NF[:, kept], [str(names[column]) for column in kept]
+    return sparse.csr_matrix(words_NF[:, kept]), [str(names[column]) for column in kept]
 
 
 def _telling_words(
@@ -153,7 +153,7 @@ def _telling_words(
     mean_size_Q = np.asarray(family_QP @ sizes_P).ravel() / np.maximum(groups_Q, 1)
     width = max(len(vocabulary), 1)
     row, column = np.repeat(np.arange(num_groups), np.diff(counts_PF.indptr)), counts_PF.indices
-    family_keys = np.repeat(np.arange(family_QF.shape[0]), np.diff(family_QF.indptr)) * width
+    family_keys = np.repeat(np.arange(len(groups_Q)), np.diff(family_QF.indptr)) * width
     at = np.searchsorted(family_keys + family_QF.indices, parent_P[row] * width + column)
     scores = (
         counts_PF.data / sizes_P[row] * np.log1p(mean_size_Q[parent_P[row]] / family_QF.data[at])

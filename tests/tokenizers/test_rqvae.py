@@ -1,0 +1,148 @@
+"""RQ-VAE: its losses against NumPy, its gradients, its dead codes and its fit."""
+
+import numpy as np
+import pytest
+import torch
+
+from sidrec.errors import ConfigError, DataError, ServiceError
+from sidrec.testing.tokenizers import tiny_vectors
+from sidrec.tokenizers import rqvae
+from sidrec.tokenizers.health import error_ratio
+from sidrec.tokenizers.rqvae import RqVae, RqVaeConfig, rqvae_loss, straight_through
+
+SMALL = RqVaeConfig(
+    num_codes=8, num_levels=2, hidden=(16,), latent=4, epochs=60, batch_size=50, device="cpu"
+)
+
+
+def parts(seed=0):
+    random = torch.Generator().manual_seed(seed)
+    latents = torch.randn(6, 3, generator=random, requires_grad=True)
+    books = [torch.randn(4, 3, generator=random, requires_grad=True) for _ in range(2)]
+    return latents, books
+
+
+def test_the_two_terms_are_the_sums_of_the_paper():
+    latents, books = parts()
+    quantised, codebook_term, commitment_term = straight_through(latents, books)
+    residuals, total, rebuilt = latents.detach().numpy(), 0.0, np.zeros((6, 3))
+    for book in books:
+        rows = book.detach().numpy()
+        codes = np.square(residuals[:, None] - rows[None]).sum(-1).argmin(1)
+        total += np.square(residuals - rows[codes]).sum(1).mean()
+        rebuilt, residuals = rebuilt + rows[codes], residuals - rows[codes]
+    assert codebook_term.item() == pytest.approx(total, rel=1e-5)
+    assert commitment_term.item() == pytest.approx(total, rel=1e-5)
+    np.testing.assert_allclose(quantised.detach().numpy(), rebuilt, atol=1e-5)
+
+
+def test_the_gradient_passes_the_quantiser_straight_through():
+    latents, books = parts()
+    quantised, _, _ = straight_through(latents, books)
+    weights = torch.arange(18.0).reshape(6, 3)
+    (quantised * weights).sum().backward()
+    torch.testing.assert_close(latents.grad, weights)
+    assert all(book.grad is None for book in books)
+
+
+def test_each_term_moves_only_its_own_side():
+    latents, books = parts()
+    _, codebook_term, commitment_term = straight_through(latents, books)
+    codebook_term.backward(retain_graph=True)
+    assert latents.grad is None and all(book.grad is not None for book in books)
+    for book in books:
+        book.grad = None
+    commitment_term.backward()
+    assert latents.grad is not None and all(book.grad is None for book in books)
+
+
+def test_beta_reaches_the_loss_and_zero_beta_takes_commitment_away():
+    points, books = torch.randn(6, 5), parts()[1]
+    encoder, decoder = torch.nn.Linear(5, 3), torch.nn.Linear(3, 5)
+    losses = [rqvae_loss(points, encoder, decoder, books, beta) for beta in (0.0, 1.0, 2.0)]
+    commitment = straight_through(encoder(points), books)[2]
+    assert (losses[1] - losses[0]).item() == pytest.approx(commitment.item(), rel=1e-4)
+    assert (losses[2] - losses[0]).item() == pytest.approx(2 * commitment.item(), rel=1e-4)
+    silent = torch.nn.Linear(3, 5)
+    silent.weight.data.zero_()  # reconstruction then says nothing to the encoder
+    rqvae_loss(points, encoder, silent, books, 0.0).backward()
+    assert encoder.weight.grad is not None and not encoder.weight.grad.any()
+    rqvae_loss(points, encoder, silent, books, 0.25).backward()
+    assert encoder.weight.grad.any()
+
+
+def test_changing_beta_changes_the_fitted_codebooks():
+    vectors = tiny_vectors(100)
+    few = {"num_codes": 4, "num_levels": 2, "hidden": (8,), "latent": 4, "epochs": 3}
+    first, second = (
+        RqVae.fit(vectors, RqVaeConfig(beta=beta, device="cpu", **few)) for beta in (0.0, 5.0)
+    )
+    assert not np.array_equal(first.codebooks[0], second.codebooks[0])
+
+
+def test_dead_codes_come_alive_and_living_ones_stay():
+    vectors = tiny_vectors(200)
+    latents = np.ascontiguousarray(vectors.vectors[:, :4])
+    book = torch.nn.Parameter(torch.full((8, 4), 1e3))
+    book.data[0] = 0
+    optimiser = torch.optim.AdamW([book])
+    optimiser.zero_grad()
+    book.sum().backward()
+    optimiser.step()
+    before = book.detach().clone()
+    assert rqvae.revive(latents, [book], optimiser, np.random.default_rng(0)) == 7
+    torch.testing.assert_close(book[0], before[0])
+    used = set(rqvae.quantise(latents, [book.detach().numpy()])[0].ravel().tolist())
+    assert used >= set(range(1, 8))
+    assert not optimiser.state[book]["exp_avg"][1:].any(), "old moments must not push new codes"
+
+
+def test_training_explains_the_vectors_and_uses_the_codes():
+    vectors = tiny_vectors(400)
+    tokenizer = RqVae.fit(vectors, SMALL)
+    codes = tokenizer.encode(vectors).codes
+    assert error_ratio(vectors.vectors, tokenizer.decode(codes)) < 0.05
+    assert error_ratio(vectors.vectors, tokenizer.decode(codes[:, :1])) < 0.5
+    assert len(np.unique(codes[:, 0])) >= 4
+
+
+def test_quantising_what_the_codes_stand_for_returns_the_codes():
+    vectors = tiny_vectors(400)
+    tokenizer = RqVae.fit(vectors, SMALL)
+    codes = tokenizer.encode(vectors).codes
+    first = rqvae.reconstruct(codes[:, :1], tokenizer.codebooks)
+    again, _ = rqvae.quantise(first, tokenizer.codebooks[:1])
+    np.testing.assert_array_equal(again, codes[:, :1])
+
+
+def test_codes_and_residual_add_up_to_the_encoder_output():
+    vectors = tiny_vectors(50)
+    tokenizer = RqVae.fit(vectors, SMALL)
+    latents = tokenizer.project(vectors)
+    codes, residuals = rqvae.quantise(latents, tokenizer.codebooks)
+    rebuilt = rqvae.reconstruct(codes, tokenizer.codebooks)
+    np.testing.assert_allclose(rebuilt + residuals, latents, atol=1e-4)
+
+
+def test_fitting_leaves_the_global_random_state_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    RqVae.fit(tiny_vectors(50), RqVaeConfig(num_codes=4, hidden=(8,), latent=4, epochs=1))
+    torch.testing.assert_close(torch.rand(2), expected, rtol=0, atol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_place():
+    config = RqVaeConfig(
+        num_codes=4, hidden=(8,), latent=4, epochs=3, learning_rate=1e30, device="cpu"
+    )
+    with pytest.raises(ServiceError, match=r"the loss is (nan|inf) in epoch 2, batch 0"):
+        RqVae.fit(tiny_vectors(50), config)
+
+
+def test_what_it_cannot_do_is_refused():
+    with pytest.raises(DataError, match="at least num_codes = 256 items to fit, got 50"):
+        RqVae.fit(tiny_vectors(50), RqVaeConfig())
+    for wrong in ({"beta": -1.0}, {"dropout": 1.0}, {"epochs": 0}, {"learning_rate": 0.0}):
+        with pytest.raises(ConfigError, match=rf"rqvae\.{next(iter(wrong))}"):
+            RqVaeConfig(**wrong)
