@@ -157,3 +157,24 @@ def test_exclusions_close_only_what_they_empty(renormalise):
     )
     assert found.rows_BK[0].tolist() == [2, PAD, PAD]
     assert sorted(found.rows_BK[1].tolist()) == [0, 1, 2]
+
+
+def test_item_log_probs_carry_gradients_to_the_logits_along_the_path_only():
+    class Learnt(TableGenerator):
+        weights = torch.zeros(2, 3, requires_grad=True)
+
+        def start(self, batch):
+            return 0, batch.num_requests
+
+        def step(self, state, codes_BW, parents_BW):
+            level, num_requests = state
+            beams = 1 if codes_BW is None else codes_BW.shape[1]
+            return self.weights[level].expand(num_requests, beams, 3), (level + 1, num_requests)
+
+    ids = SemanticIds(as_ids("abc"), np.array([[0, 0], [0, 2], [1, 1]]), (3, 3))
+    generator = Learnt((3, 3))
+    row = torch.tensor([[1]])
+    item_log_probs(generator, history_batch([[1]]), PrefixIndex.build(ids), row).sum().backward()
+    gradient = generator.weights.grad
+    assert gradient is not None
+    np.testing.assert_allclose(gradient, [[0.5, -0.5, 0], [-0.5, 0, 0.5]], atol=1e-6)

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sidrec.contracts import Generator
 from sidrec.decoding.prefix_index import DEAD, ILLEGAL, PrefixIndex
@@ -131,19 +133,19 @@ def extend(
         parents = places.div(x_BWC.shape[2], rounding_mode="floor")
         codes = torch.sub(places, parents, alpha=x_BWC.shape[2])
         keys = torch.add(codes, nodes_BW.gather(1, parents), alpha=index.tree.strides[level])
-        nodes = index.tree.lookup(level, keys)
+        nodes = index.tree.lookup(level, keys, known=True)
     else:
         x_BWV = full_log_probs(index, level, logits_BWV, renormalise, ended_BW)
-        starts_BW1 = index.tree.base.first[level].take(nodes_BW).unsqueeze(2)
+        first, level_keys = index.tree.base.first[level], index.tree.base.keys[level]
+        starts_BW1 = first.take(nodes_BW).unsqueeze(2)
         nodes_BWC = starts_BW1 + arange(index.tree.base.branching[level], index.device)
-        symbols_BWC = index.tree.base.keys[level].take(nodes_BWC)
+        symbols_BWC = level_keys.index_select(0, nodes_BWC.view(-1)).view_as(nodes_BWC)
         symbols_BWC -= (nodes_BW * index.tree.strides[level]).unsqueeze(2)
         outside_BWC = symbols_BWC >= index.widths[level]  # the next prefix's children, or padding
         symbols_BWC.clamp_(max=index.widths[level] - 1)
         x_BWC = x_BWV.gather(2, symbols_BWC).masked_fill_(outside_BWC, ILLEGAL)
         if closed is not None:
-            request, beam, which = hits(closed, nodes_BW)
-            x_BWC[request, beam, closed.nodes_E[which] - starts_BW1[request, beam, 0]] = ILLEGAL
+            close(x_BWC, closed, nodes_BW, starts_BW1[..., 0])
         x_BWC = x_BWC.log_softmax(2) if renormalise else x_BWC
         scores, places = top(x_BWC, scores_BW, beam_width)
         parents = places.div(x_BWC.shape[2], rounding_mode="floor")
@@ -164,10 +166,9 @@ def legal_log_probs(
 ) -> Tensor:
     """(B, W, V) float32 log-probability of each continuation; far below DEAD where illegal."""
     x_BWV = full_log_probs(index, level, logits_BWV, renormalise, ended_BW)
-    x_BWV = x_BWV + index.bias(level, nodes_BW)
+    x_BWV = index.bias(level, nodes_BW).add_(x_BWV)  # the bias is ours to overwrite
     if closed is not None:
-        request, beam, which = hits(closed, nodes_BW)
-        x_BWV[request, beam, closed.symbols_E[which]] = ILLEGAL
+        close(x_BWV, closed, nodes_BW, None)
     return x_BWV.log_softmax(2) if renormalise else x_BWV
 
 
@@ -197,18 +198,29 @@ def ended(index: PrefixIndex, level: int, codes_BW: Tensor | None) -> Tensor | N
     return codes_BW == index.num_codes[level - 1]
 
 
-def hits(closed: Exhausted, nodes_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(request, beam, which) for each closed prefix whose parent is in the beam."""
-    which, beam = (nodes_BW[closed.requests_E] == closed.parents_E[:, None]).nonzero(as_tuple=True)
-    return closed.requests_E[which], beam, which
+def close(x_BWC: Tensor, closed: Exhausted, nodes_BW: Tensor, starts_BW: Tensor | None) -> None:
+    """Make the closed continuations illegal, in place, for beams that hold their parents.
+
+    `starts_BW`: the node of place 0 where places are children; None where places are symbols.
+    """
+    parents_EW = nodes_BW.index_select(0, closed.requests_E)
+    which, beam = (parents_EW == closed.parents_E.unsqueeze(1)).nonzero(as_tuple=True)
+    if len(which):
+        request = closed.requests_E[which]
+        if starts_BW is None:
+            place = closed.symbols_E[which]
+        else:
+            place = closed.nodes_E[which] - starts_BW[request, beam]
+        x_BWC[request, beam, place] = ILLEGAL
 
 
 def top(x_BWC: Tensor, scores_BW: Tensor, beam_width: int) -> tuple[Tensor, Tensor]:
     """The best sums of score and continuation, and their places in (W * C), ties to the lower.
 
+    Overwrites `x_BWC` with the sums.
     As doubles, scores (at most 0) have 29 spare bits; the place goes there, so no two are equal.
     """
-    total_BM = (x_BWC + scores_BW.unsqueeze(2)).flatten(1).double()
+    total_BM = x_BWC.add_(scores_BW.unsqueeze(2)).flatten(1).double()
     count = total_BM.shape[1]
     total_BM.view(torch.int64).add_(arange(count, total_BM.device))
     best, places = total_BM.topk(min(beam_width, count), dim=1)
@@ -225,34 +237,41 @@ def expand(
     index: PrefixIndex, leaves_BW: Tensor, scores_BW: Tensor, k: int, excluded_BX: Tensor | None
 ) -> Candidates:
     """Items of the surviving leaves, best leaf first, lower catalogue row first within one."""
-    num_requests, width = leaves_BW.shape
-    if bool(scores_BW.isnan().any()):
+    tree, first_leaves_BK = index.tree, leaves_BW[:, :k]
+    if bool(scores_BW[:, 0].isnan().any()):  # NaN counts as the largest, so it would come first
         raise DataError("beam_search: the generator gave NaN logits; check its weights and input")
+    if tree.base.rows_E.numel() and (
+        tree.one_item_a_leaf
+        or (tree.pristine and not bool((index.live[-1].take(first_leaves_BK) > 1).any()))
+    ):
+        starts_BK = tree.base.entry_first[-1].take(first_leaves_BK)  # the sink's is one too far
+        rows_BK = tree.base.rows_E.take(starts_BK.clamp_(max=len(tree.base.rows_E) - 1))
+        alive_BK = scores_BW[:, :k] > DEAD
+        rows_BK.masked_fill_(~alive_BK, PAD)
+        out_BK = scores_BW[:, :k].masked_fill(~alive_BK, -torch.inf)
+        missing = (0, k - rows_BK.shape[1])
+        if missing[1]:
+            rows_BK, out_BK = pad(rows_BK, missing, value=PAD), pad(out_BK, missing, value=-inf)
+        return Candidates(rows_BK.cpu().numpy(), out_BK.cpu().numpy())
+    num_requests, width = leaves_BW.shape
     rows_BK = torch.full((num_requests, k), PAD, device=index.device)
-    out_BK = torch.full((num_requests, k), -torch.inf, device=index.device)
-    if index.tree.one_item_a_leaf:
-        count, alive = min(width, k), scores_BW[:, :k] > DEAD
-        if index.num_items:
-            rows = index.tree.base.rows_E.take(leaves_BW[:, :k].masked_fill(~alive, 0))
-            rows_BK[:, :count] = rows.masked_fill_(~alive, PAD)
-            out_BK[:, :count] = scores_BW[:, :k].masked_fill(~alive, -torch.inf)
-    else:
-        beams_M = (scores_BW > DEAD).flatten().nonzero()[:, 0]
-        owners, rows = index.tree.items_below(leaves_BW.flatten()[beams_M])
-        beams = beams_M[owners]
-        requests = beams.div(width, rounding_mode="floor")
-        if excluded_BX is not None:
-            offsets = torch.arange(num_requests, device=index.device)[:, None] * index.num_rows
-            known_BX = (excluded_BX >= 0) & (excluded_BX < index.num_rows)
-            forbidden = (excluded_BX + offsets)[known_BX]
-            allowed = ~torch.isin(rows + requests * index.num_rows, forbidden)
-            beams, rows, requests = beams[allowed], rows[allowed], requests[allowed]
-        places = torch.arange(len(rows), device=index.device)
-        places = places - torch.searchsorted(requests, requests)
-        first = places < k
-        at = requests[first], places[first]
-        rows_BK[at] = rows[first]
-        out_BK[at] = scores_BW.flatten()[beams[first]]
+    out_BK = torch.full((num_requests, k), -inf, device=index.device)
+    beams_M = (scores_BW > DEAD).flatten().nonzero()[:, 0]
+    owners, rows = tree.items_below(leaves_BW.flatten()[beams_M])
+    beams = beams_M[owners]
+    requests = beams.div(width, rounding_mode="floor")
+    if excluded_BX is not None:
+        offsets = torch.arange(num_requests, device=index.device)[:, None] * index.num_rows
+        known_BX = (excluded_BX >= 0) & (excluded_BX < index.num_rows)
+        forbidden = (excluded_BX + offsets)[known_BX]
+        allowed = ~torch.isin(rows + requests * index.num_rows, forbidden)
+        beams, rows, requests = beams[allowed], rows[allowed], requests[allowed]
+    places = torch.arange(len(rows), device=index.device)
+    places -= torch.searchsorted(requests, requests)
+    first = places < k
+    at = requests[first], places[first]
+    rows_BK[at] = rows[first]
+    out_BK[at] = scores_BW.flatten()[beams[first]]
     return Candidates(rows_BK.cpu().numpy(), out_BK.cpu().numpy())
 
 

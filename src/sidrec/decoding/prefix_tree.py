@@ -106,19 +106,24 @@ class Tree:
         """No two items share an ID, dead ones included."""
         return self.overlay is None and self.base.largest_group <= 1
 
-    def lookup(self, level: int, keys: Tensor) -> Tensor:
-        """Nodes of edge keys; the sink where the tree has no such edge, live or not."""
+    def lookup(self, level: int, keys: Tensor, *, known: bool = False) -> Tensor:
+        """Nodes of edge keys; the sink where the tree has no such edge, live or not.
+
+        With `known` the caller promises that the edges exist, or will drop those that do not.
+        """
         base_keys = self.base.keys[level]
         nodes = torch.searchsorted(base_keys, keys)
-        known = base_keys.take(nodes) == keys
+        if known and self.overlay is None:
+            return nodes
+        found = base_keys.take(nodes) == keys
         new_keys = None if self.overlay is None else self.overlay.keys[level]
         if new_keys is None or not len(new_keys):
-            return nodes.masked_fill(~known, self.sinks[level + 1])
+            return nodes.masked_fill(~found, self.sinks[level + 1])
         place = torch.searchsorted(new_keys, keys).clamp_(max=len(new_keys) - 1)
         new = (place + self.base.num_nodes[level]).masked_fill(
             new_keys.take(place) != keys, self.sinks[level + 1]
         )
-        return torch.where(known, nodes, new)
+        return torch.where(found, nodes, new)
 
     def key_of(self, level: int, nodes: Tensor) -> Tensor:
         """Edge keys that lead to real nodes (not the sink)."""

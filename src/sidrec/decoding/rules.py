@@ -94,22 +94,25 @@ def exhausted(index: PrefixIndex, rows_BX: Tensor) -> tuple[list[Exhausted | Non
 
     A level's entry is None where the exclusion closes nothing.
     """
-    closed: list[Exhausted | None] = []
     paths_LBX = index.paths(rows_BX)
     remaining_B = index.num_items - (paths_LBX[-1] != index.sinks[-1]).sum(1)
-    for level, nodes_BX in enumerate(paths_LBX):
-        nodes_BX = nodes_BX.sort(dim=1).values
-        left_BX = torch.searchsorted(nodes_BX, nodes_BX)
-        count_BX = torch.searchsorted(nodes_BX, nodes_BX, right=True) - left_BX
-        one_each_BX = left_BX == torch.arange(nodes_BX.shape[1], device=nodes_BX.device)
-        full_BX = (count_BX == index.live[level].take(nodes_BX)) & one_each_BX
-        full_BX &= nodes_BX != index.sinks[level + 1]
-        requests_E, places_E = full_BX.nonzero(as_tuple=True)
-        if not len(requests_E):
-            closed.append(None)
-            continue
-        nodes_E = nodes_BX[requests_E, places_E]
-        keys_E = index.tree.key_of(level, nodes_E)
-        stride = index.tree.strides[level]
-        closed.append(Exhausted(requests_E, keys_E // stride, keys_E % stride, nodes_E))
+    nodes_LBX = paths_LBX.sort(dim=2).values
+    left_LBX = torch.searchsorted(nodes_LBX, nodes_LBX)
+    count_LBX = torch.searchsorted(nodes_LBX, nodes_LBX, right=True) - left_LBX
+    live_LBX = torch.stack([a.take(n) for a, n in zip(index.live, nodes_LBX, strict=True)])
+    one_each_LBX = left_LBX == torch.arange(nodes_LBX.shape[2], device=nodes_LBX.device)
+    full_LBX = (count_LBX == live_LBX) & one_each_LBX  # the sink's count of live items is 0
+    levels_E, requests_E, _ = full_LBX.nonzero(as_tuple=True)
+    nodes_E = nodes_LBX[full_LBX]
+    closed: list[Exhausted | None] = [None] * index.num_levels
+    start = 0
+    for level, size in enumerate(levels_E.bincount(minlength=index.num_levels).tolist()):
+        if size:
+            part = slice(start, start + size)
+            keys_E, stride = index.tree.key_of(level, nodes_E[part]), index.tree.strides[level]
+            parents_E = keys_E.div(stride, rounding_mode="floor")
+            closed[level] = Exhausted(
+                requests_E[part], parents_E, keys_E - parents_E * stride, nodes_E[part]
+            )
+        start += size
     return closed, remaining_B

@@ -43,8 +43,8 @@ class TableGenerator:
             for prime in PRIMES:
                 mixed = (mixed ^ (mixed >> np.uint64(29))) * prime
             values = (mixed >> np.uint64(40)).astype(np.float32) / 2**24
-            values = values * 8 if not self.num_values else np.floor(values * self.num_values)
-            self._known[key] = values
+            values = np.floor(values * self.num_values) if self.num_values else values * 8
+            self._known[key] = values.astype(np.float32)
         return self._known[key]
 
     def start(self, batch: HistoryBatch) -> list[list[tuple[tuple[int, ...], Code]]]:
