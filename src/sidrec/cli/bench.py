@@ -21,15 +21,19 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List them; run nothing.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Run speed and quality benchmarks; each writes one dated JSON file beside itself."""
-    found = [path for kind in ("speed", "quality") for path in sorted((folder / kind).glob("*.py"))]
+    """Run speed and quality benchmarks; each writes one dated JSON file."""
+    found = [
+        path
+        for path in sorted(folder.rglob("*.py"))
+        if path.name != "tables.py" and "__main__" in path.read_text(encoding="utf-8")
+    ]
     scripts = [path for path in found if name in str(path)]
     if json:
         output.as_json([str(path) for path in scripts])
     if not scripts:
         if not json:
             output.line(
-                f"no benchmark {name!r} under {folder}/speed and {folder}/quality; they come with "
+                f"no benchmark {name!r} under {folder}; they come with "
                 "the source checkout: run this there, or name the place with --folder"
             )
         return
