@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,8 @@ def test_death_before_any_call_to_the_disk_leaves_the_newest_complete_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", dying(checkpoints.save_file))
-        patch.setattr(checkpoints.shutil, "rmtree", dying(checkpoints.shutil.rmtree))
-        for name in ("fsync", "replace"):
+        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        for name in ("fsync", "rename"):
             patch.setattr(os, name, dying(getattr(os, name)))
         patch.setattr(Path, "mkdir", dying(Path.mkdir))
         patch.setattr(Path, "write_text", dying(Path.write_text))
@@ -64,12 +65,12 @@ def test_death_before_any_call_to_the_disk_leaves_the_newest_complete_one(
     assert state["step"] in (2, 3) and (died or state["step"] == 3)
     assert torch.equal(tensors["w"], value(state["step"])["w"])
     save_checkpoint(tmp_path, 4, value(4), {"step": 4})  # what was left over is in nobody's way
-    assert not list(tmp_path.glob(".writing*")) and len(list(tmp_path.iterdir())) == 2
+    assert not list(tmp_path.glob(".step*")) and len(list(tmp_path.iterdir())) == 2
 
 
 def test_files_are_synced_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
     events = []
-    real_open, real_replace, names = os.open, os.replace, {}
+    real_open, real_rename, names = os.open, os.rename, {}
 
     def opened(path, *args, **kwargs):
         descriptor = real_open(path, *args, **kwargs)
@@ -78,13 +79,11 @@ def test_files_are_synced_before_the_rename_and_the_folder_after_it(tmp_path, mo
 
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "fsync", lambda d: events.append(names[d]))
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (events.append("rename"), real_replace(a, b))[1]
-    )
+    monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), real_rename(a, b))[1])
     save_checkpoint(tmp_path, 7, value(7), {})
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
-    assert before[:2] == ["tensors.safetensors", "state.json"]
-    assert before[2].startswith(".writing") and after == [tmp_path.name]
+    assert sorted(before[:2]) == ["state.json", "tensors.safetensors"]
+    assert before[2].startswith(".step_000000007") and after == [tmp_path.name]
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
@@ -96,7 +95,7 @@ def test_a_damaged_checkpoint_is_named_and_removing_it_uncovers_the_one_before(t
     (newest / file).write_bytes(bytes(damaged))
     with pytest.raises(ArtifactError, match="step_000000002 is damaged"):
         load_newest(tmp_path)
-    checkpoints.shutil.rmtree(newest)
+    shutil.rmtree(newest)
     found = load_newest(tmp_path)
     assert found is not None and found[1] == {"step": 1}
 

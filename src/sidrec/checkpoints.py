@@ -10,9 +10,7 @@ Cost:    one write and one SHA-256 of the tensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sidrec import artifact
 from sidrec.errors import ArtifactError
 
 KEEP = 2
@@ -32,20 +31,14 @@ def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
 ) -> Path:
     """Write checkpoint `step` whole, then remove all but the newest two; its directory."""
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step_{step:09d}"
-    writing = folder / f".writing_{os.getpid()}"
-    for left_over in folder.glob(".writing_*"):
+    for left_over in folder.glob(".step_*"):
         shutil.rmtree(left_over)
-    writing.mkdir()
-    save_file(_own_memory(tensors), writing / "tensors.safetensors")
-    _sync(writing / "tensors.safetensors")
-    digest = _sha256(writing / "tensors.safetensors")
-    (writing / "state.json").write_text(json.dumps({"tensors_sha256": digest, "state": state}))
-    _sync(writing / "state.json")
-    _sync(writing)
-    os.replace(writing, final)
-    _sync(folder)
+    final = folder / f"step_{step:09d}"
+    with artifact.atomic_directory(final) as writing:
+        save_file(_own_memory(tensors), writing / "tensors.safetensors")
+        digest = artifact.file_hash(writing / "tensors.safetensors")
+        text = json.dumps({"tensors_sha256": digest, "state": state})
+        (writing / "state.json").write_text(text, encoding="utf-8")
     for old in _complete(folder)[:-KEEP]:
         shutil.rmtree(old)
     return final
@@ -62,7 +55,7 @@ def load_newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] 
     newest = complete[-1]
     try:
         envelope = json.loads((newest / "state.json").read_text())
-        if envelope["tensors_sha256"] != _sha256(newest / "tensors.safetensors"):
+        if envelope["tensors_sha256"] != artifact.file_hash(newest / "tensors.safetensors"):
             raise ValueError("the tensors do not match their SHA-256")
         return load_file(newest / "tensors.safetensors"), envelope["state"]
     except (ValueError, KeyError, OSError, SafetensorError) as error:
@@ -86,16 +79,3 @@ def _own_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         owned[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     return owned
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

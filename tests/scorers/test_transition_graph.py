@@ -36,7 +36,7 @@ def naive_scores(context, history, config):
     x = context.vectors.vectors.astype(np.float64)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     counts = context.train_counts_N
-    scores = config.popularity_weight * counts / counts.max()
+    scores = config.popularity_weight * (1 + counts) / (1 + counts.max())
     for s, start in enumerate(history[::-1][: config.num_starts]):
         likeness = np.maximum(x[start] @ x.T, 0) ** config.feature_power
         if not config.feature_power:
@@ -61,7 +61,7 @@ def test_scores_equal_the_dense_formula_item_by_item(context, config):
     histories = Histories.from_lists([[1, 2, 3, 4, 4], [5], [], [3, 3], [NUM_ITEMS - 1, 0]])
     batch = HistoryBatch.from_histories(histories, max_length=scorer.max_length)
     expected = [naive_scores(context, histories[row], config) for row in range(len(histories))]
-    np.testing.assert_allclose(scorer.scores(batch).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(scorer.scores(batch).exp().numpy(), expected, atol=1e-6)
 
 
 def test_edges_are_the_training_moves_and_nothing_else(context):
@@ -83,7 +83,7 @@ def test_features_off_is_a_markov_chain_whose_rows_sum_to_one(context):
     )
     scorer = TransitionGraph.build(context, config)
     every = Histories.from_lists([[i] for i in range(NUM_ITEMS)])
-    sums = scorer.scores(HistoryBatch.from_histories(every, max_length=1)).sum(1)
+    sums = scorer.scores(HistoryBatch.from_histories(every, max_length=1)).exp().sum(1)
     leads_on = scorer.moves_NN.sum(axis=1) > 0
     torch.testing.assert_close(sums, torch.from_numpy(leads_on).float())
     assert not leads_on[NUM_ITEMS - 1]
@@ -93,9 +93,9 @@ def test_where_no_edge_leads_on_popularity_answers(context):
     scorer = TransitionGraph.build(context, TransitionGraphConfig(feature_power=0))
     never_trained = Histories.from_lists([[NUM_ITEMS - 1], []])
     scores_BN = scorer.scores(HistoryBatch.from_histories(never_trained, max_length=3)).numpy()
-    counts = context.train_counts_N
+    counts = 1 + context.train_counts_N
     for row in scores_BN:
-        np.testing.assert_allclose(row / row.max(), counts / counts.max(), rtol=1e-5)
+        np.testing.assert_allclose(np.exp(row - row.max()), counts / counts.max(), rtol=1e-5)
 
 
 def test_the_popularity_weight_never_outvotes_an_edge(context):

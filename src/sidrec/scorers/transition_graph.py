@@ -3,10 +3,13 @@
 No learning: training sequences are a weighted graph, W[i, j] the share of the moves from i that
 went to j. From the last items of a history, probability flows along up to `hops` edges:
 
-    score(j) = sum_s start_decay^s sum_h hop_decay^(h-1) (W^h)[i_s, j] cos(x_{i_s}, x_j)_+^p
-               + popularity_weight count(j) / max count
+    flow(j)  = sum_s start_decay^s sum_h hop_decay^(h-1) (W^h)[i_s, j] cos(x_{i_s}, x_j)_+^p
+               + popularity_weight (1 + count(j)) / (1 + max count)
+    score(j) = log flow(j)
 
 with s = 0 the last item, s = 1 the one before, … p = 0 leaves features out: a pure Markov chain.
+The logarithm changes no ranking; it makes the softmax of the scores the flow itself, normalised,
+which is what a fusion of systems sums.
 
 Source:   arXiv:2605.07125 (training-free transition graphs, three hops, feature cosine).
 Differs:  sums over paths instead of taking the best one; moves may skip items (`window`); item
@@ -33,21 +36,25 @@ from sidrec.types import CatalogueContext, Floats, Histories, HistoryBatch, Ints
 
 @dataclass(frozen=True, kw_only=True)
 class TransitionGraphConfig:
-    """Which moves count, how far they are followed, and from where."""
+    """Which moves count, how far they are followed, and from where.
 
-    window: int = 1
+    The defaults had the best validation NDCG@10 on Amazon Beauty; longer paths gained nothing once
+    `window` was wide.
+    """
+
+    window: int = 10
     """Longest gap of a move: 1 takes neighbours only, 3 also what came two and three later."""
-    gap_decay: float = 0.5
+    gap_decay: float = 0.85
     """Weight of a move of gap g is gap_decay^(g − 1)."""
     hops: int = 1
     """Longest path followed."""
     hop_decay: float = 0.1
     """Weight of paths of h edges is hop_decay^(h − 1)."""
-    num_starts: int = 1
+    num_starts: int = 3
     """How many of the last items paths start from."""
-    start_decay: float = 0.5
+    start_decay: float = 0.3
     """Weight of the s-th item from the end is start_decay^s."""
-    feature_power: float = 0.0
+    feature_power: float = 1.0
     """p: how strongly the cosine between item vectors counts; 0 leaves vectors out."""
     popularity_weight: float = 1e-4
     """Weight of the item count: tiny, to break ties and to answer where the graph is silent."""
@@ -98,13 +105,12 @@ class TransitionGraph:
         return self.config.num_starts
 
     def scores(self, batch: HistoryBatch) -> Tensor:
-        """(B, N) float32; an empty history gets popularity."""
+        """(B, N) float32 log flow, −inf where there is none; an empty history gets popularity."""
         config, num_items = self.config, len(self.counts_N)
         items_BT, lengths_B = batch.items_BT.cpu().numpy(), batch.lengths_B.cpu().numpy()
         total_BN = np.zeros((len(items_BT), num_items), dtype=np.float32)
-        total_BN += (config.popularity_weight / max(self.counts_N.max(initial=0), 1)) * (
-            self.counts_N.astype(np.float32)
-        )
+        flow_N = (1 + self.counts_N) / (1 + self.counts_N.max(initial=0))
+        total_BN += (config.popularity_weight * flow_N).astype(np.float32)
         for s in range(config.num_starts):
             requests = np.flatnonzero(lengths_B > s)
             starts = items_BT[requests, lengths_B[requests] - 1 - s]
@@ -116,7 +122,7 @@ class TransitionGraph:
                 rows = np.repeat(np.arange(len(starts)), np.diff(flow.indptr))
                 values = weight * flow.data * self._likeness(starts[rows], flow.indices)
                 total_BN[requests[rows], flow.indices] += values  # (row, item) pairs are distinct
-        return torch.from_numpy(total_BN).to(batch.items_BT.device)
+        return torch.from_numpy(total_BN).to(batch.items_BT.device).log_()
 
     def _likeness(self, from_E: Ints, to_E: NDArray[Any]) -> NDArray[Any] | float:
         """(E,) cosine of the ends of each path, negative ones as 0, to the power p."""
