@@ -55,6 +55,8 @@ LAYOUTS = {
     "bom.csv": "\ufeff" + csv_text(),
     "events.jsonl": json_text(),
     "events.jsonl.gz": json_text(),
+    "bom.jsonl": "\ufeff" + json_text(),
+    "bom.inter": "\ufeff" + csv_text("\t", ("user_id:token", "item_id:token", "timestamp:float")),
     "crlf.jsonl": json_text().replace("\n", "\r\n"),
     "array.json": "[" + json_text().replace("\n", ",") + "]",
     "atomic.inter": csv_text("\t", ("user_id:token", "item_id:token", "timestamp:float")),
@@ -252,6 +254,13 @@ def test_amazon_metadata_of_2014_and_2023_become_clean_items(tmp_path):
     )
     assert items.attributes.row(1) == ("T", "S", ["A", "B"], "one two", 1299.0)
     assert items.texts()[2] == ""
+
+
+def test_reviews_of_2023_name_the_parent_and_not_the_variant(tmp_path):
+    rows = [{"user_id": u, "asin": f"variant-{i}", "parent_asin": i, "timestamp": t * 1000,
+             "rating": 4.0} for u, i, t in ROWS]  # fmt: skip
+    path = write(tmp_path / "reviews.jsonl", "\n".join(map(json.dumps, rows)))
+    assert sequences(read(path)) == EXPECTED
 
 
 def test_movielens_folders_are_found_with_titles_years_and_genres(tmp_path):
