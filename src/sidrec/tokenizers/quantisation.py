@@ -81,11 +81,12 @@ def reconstruct(codes_NL: Ints, codebooks: Sequence[Floats]) -> Floats:
 def lloyd(points_ND: Floats, num_codes: int, num_iters: int, rng: np.random.Generator) -> Floats:
     """Centroids (V, D) of k-means, started by k-means++; a dead code restarts at a worst fit."""
     points_ND = np.ascontiguousarray(points_ND, dtype=np.float32)
+    exact_ND = points_ND.astype(np.float64)  # sums in float32 drift
     codebook_VD = plus_plus(points_ND, num_codes, rng)
     codes_N = nearest(points_ND, codebook_VD)
     for _ in range(num_iters):
         counts_V = np.bincount(codes_N, minlength=num_codes)
-        sums_VD = _sums_by_code(points_ND, codes_N, num_codes)
+        sums_VD = _sums_by_code(exact_ND, codes_N, num_codes)
         means_VD = (sums_VD / np.maximum(counts_V, 1)[:, None]).astype(np.float32)
         codebook_VD = np.where(counts_V[:, None] > 0, means_VD, codebook_VD)
         if (dead := np.flatnonzero(counts_V == 0)).size:
@@ -118,12 +119,12 @@ def plus_plus(points_ND: Floats, num_codes: int, rng: np.random.Generator) -> Fl
     return points_ND[chosen]
 
 
-def _sums_by_code(points_ND: Floats, codes_N: Ints, num_codes: int) -> np.ndarray:
-    """Sum (V, D) of the points of each code, in float64 and row order."""
+def _sums_by_code(exact_ND: np.ndarray, codes_N: Ints, num_codes: int) -> np.ndarray:
+    """Sum (V, D) of the points of each code, in row order."""
     order = np.argsort(codes_N, kind="stable")
     starts = np.searchsorted(codes_N[order], np.arange(num_codes))
     one_hot = sparse.csr_matrix(
         (np.ones(len(order)), order, np.append(starts, len(order))),
-        shape=(num_codes, len(points_ND)),
+        shape=(num_codes, len(exact_ND)),
     )
-    return one_hot @ points_ND.astype(np.float64)
+    return one_hot @ exact_ND

@@ -90,6 +90,8 @@ class ResidualKMeans:
     def project(self, vectors: ItemVectors) -> Floats:
         """Points (N, D) in the space of the codebooks."""
         require_width("residual_kmeans", vectors, len(self.mean_D))
+        if not self.config.standardise:
+            return vectors.vectors
         return (vectors.vectors - self.mean_D) / self.deviation_D
 
     def encode(self, vectors: ItemVectors) -> SemanticIds:

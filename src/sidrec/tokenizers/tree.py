@@ -162,6 +162,6 @@ def _telling_words(
     starts = np.searchsorted(row[order], np.arange(num_groups))
     ends = np.minimum(starts + num_words, np.append(starts[1:], len(order)))
     return [
-        tuple(vocabulary[column[entry]] for entry in order[start:end])
+        tuple(vocabulary[int(column[entry])] for entry in order[start:end])
         for start, end in zip(starts, ends, strict=True)
     ]
