@@ -237,7 +237,9 @@ def check_overfits_eight_sequences(generator_class: Any, config: Any) -> None:
 
 def top_rows(model: Any, batch: HistoryBatch, index: PrefixIndex) -> Tensor:
     """(B,) the best item of each request."""
-    return torch.from_numpy(beam_search(model, batch, index, k=1, beam_width=4).rows_BK[:, 0])
+    return torch.from_numpy(
+        beam_search(model.eval(), batch, index, k=1, beam_width=4).rows_BK[:, 0]
+    )
 
 
 def fit_until(model: Any, batch: HistoryBatch, answer: Any, targets_B: Tensor) -> bool:
