@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.generators.causal import Causal, CausalConfig, code_centroids, prefixes, symbols_of
+from sidrec.generators.causal import Causal, CausalConfig, code_centroids, symbols_of
 from sidrec.types import (
     CatalogueContext,
     Histories,
@@ -78,47 +78,11 @@ def test_the_item_softmax_enters_the_loss_with_its_weight():
     batch = make_batch()
     losses = []
     for weight in (0.0, 1.0, 2.0):
-        config = replace(SMALL, item_loss_weight=weight, distil_weight=0.0)
+        config = replace(SMALL, item_loss_weight=weight)
         loss, parts = make_model(config).loss(batch)
         losses.append(loss.item())
     assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
     assert losses[1] - losses[0] == pytest.approx(parts["item_nats"].item(), rel=1e-4)
-
-
-def test_beliefs_are_the_item_softmax_summed_over_the_items_under_each_code():
-    model = make_model()
-    states_PD, targets_P = torch.randn(4, 8), torch.tensor([0, 2, 4, 5])
-    table_ND = torch.randn(len(CODES), 8)
-    beliefs_L = model.beliefs(states_PD, table_ND, targets_P)
-    probs_PN = (states_PD @ table_ND.T).softmax(-1)
-    for level, width in enumerate(NUM_CODES):
-        for row, target in enumerate(targets_P.tolist()):
-            under = (CODES[:, :level] == CODES[target, :level]).all(1)
-            for code in range(width):
-                mask = torch.from_numpy(under & (CODES[:, level] == code))
-                share = probs_PN[row, mask].sum() / probs_PN[row, torch.from_numpy(under)].sum()
-                assert beliefs_L[level][row, code].item() == pytest.approx(share.item(), abs=1e-5)
-
-
-def test_distillation_mixes_the_two_targets_by_its_weight():
-    batch = make_batch()
-    hard, mixed, soft = (
-        make_model(replace(SMALL, distil_weight=w)).loss(batch)[0].item() for w in (0.0, 0.5, 1.0)
-    )
-    assert mixed == pytest.approx((hard + soft) / 2, rel=1e-5) and abs(hard - soft) > 1e-3
-
-
-def test_beliefs_pass_no_gradient_to_the_item_softmax():
-    model = make_model(replace(SMALL, distil_weight=1.0))
-    loss, _ = model.loss(make_batch())
-    with_items = torch.autograd.grad(loss, model.items.weight, retain_graph=True)[0]
-    hard = make_model(replace(SMALL, distil_weight=0.0))
-    assert with_items.abs().sum() > 0
-    beliefs = model.beliefs(
-        torch.randn(2, 8, requires_grad=True), model.item_table(), torch.tensor([0, 1])
-    )
-    assert not any(b.requires_grad for b in beliefs)
-    assert hard.loss(make_batch())[0].requires_grad
 
 
 def test_legal_softmax_trains_over_the_codes_that_continue_some_id():
@@ -153,14 +117,6 @@ def test_code_tables_start_at_the_residual_means_of_their_items():
     first, second = code_centroids(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), (2, 2), vectors)
     np.testing.assert_allclose(first, [[2, 0], [0, 5]])
     np.testing.assert_allclose(second, [[-0.5, -0.5], [0.5, 0.5]])
-
-
-def test_prefixes_lists_what_lies_under_each():
-    prefix_N, legal_MV, below_MS = prefixes(CODES, 1, 4)
-    assert prefix_N.tolist() == [0, 0, 0, 2, 2, 1]
-    assert [set(row[row >= 0].tolist()) for row in below_MS] == [{0, 1, 2}, {5}, {3, 4}]
-    legal = [set(torch.nonzero(row == 0).flatten().tolist()) for row in legal_MV]
-    assert legal == [{0, 1}, {0}, {3}]
 
 
 def test_symbols_leave_fixed_length_ids_as_they_are():

@@ -7,27 +7,29 @@ one packed pass, and a history is encoded once however wide the beam is. At leve
 and prefix c_1..c_{l-1}, the depth decoder computes
 
     (shift, gate) = sum over j of table_lj[c_j] + hashed_l[c_1..c_{l-1}]
-    y      = h * (1 + gate) + MLP_l(norm(h + shift))
-    logits = y · E_lᵀ + bias_l
+    y        = h * (1 + gate) + MLP_l(norm(h + shift))
+    logit(c) = y · E_l[c] + bias_l[c]  +  a_l (h · n[c_1..c] + log m[c_1..c])
 
-where `E_l` are the code embeddings that the input reads too (tied), started as projections of the
-mean residual vectors of the codes. The gate lets a prefix ask its own question of the state: with
-two items under it, any linear function of h can tell them apart.
+`E_l` are the code embeddings that the input reads too (tied), started as projections of the mean
+residual vectors of the codes. The second part exists for prefixes of the catalogue: `n` is the
+mean representation of the m items under a prefix. It tells siblings apart by what they hold, so an
+item that was never seen in training, but has a vector, can be written.
 
 Source:   the task of TIGER (arXiv:2305.05065); temporal then depth as in RQ-Transformer
-          (arXiv:2203.01941); gating as FiLM (arXiv:1709.07871); hierarchical softmax over the
-          tree of IDs (Morin & Bengio 2005) where `legal_softmax`.
+          (arXiv:2203.01941); gating as FiLM (arXiv:1709.07871); node vectors as in hierarchical
+          softmax (Morin & Bengio 2005), here tied to the items below.
 Differs:  positions are items, not codes: L times shorter. A softmax over items trained beside it
-          (`item_loss_weight`) shapes the state; generation does not use it.
-Cost:     O(T^2 D + P (L D^2 + N D)) a step; a beam keeps only its codes.
+          (`item_loss_weight`) shapes state and item representations; generation does not run it.
+Cost:     a step O(T^2 D + P (L D^2 + N D)); a beam keeps its codes and its node, and looks at the
+          children of that node: nothing in decoding grows with the catalogue.
 Shapes:   B requests, T history length, D width, L levels, V symbols of a level, W beams,
-          P targets, N items, K given IDs, H depth hidden width.
+          P targets, N items, M nodes of a level, C children looked at, K given IDs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -35,13 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.transformer import (
-    BLOCK_ROWS,
-    CausalTransformer,
-    FastDropout,
-    full_softmax_loss,
-    last_states,
-)
+from sidrec.transformer import CausalTransformer, FastDropout, full_softmax_loss, last_states
 from sidrec.types import CatalogueContext, Floats, HistoryBatch, Ints, SemanticIds
 
 PREFIX_SCALE = 8.0
@@ -75,9 +71,8 @@ class CausalConfig:
     """Add a learnt embedding per item to its vector and codes."""
     item_loss_weight: float = 1.0
     """Weight of the item softmax that shapes the state; 0 trains on codes alone."""
-    distil_weight: float = 0.5
-    """Share of the code loss whose target is what the item softmax believes, summed over the items
-    under each code, instead of the one item that came next; 0 turns it off."""
+    node_vectors: bool = True
+    """Compare the state with the mean item under each continuation, beside the code tables."""
     legal_softmax: bool = False
     """Train each level over the codes that continue some ID of the catalogue, as decoding does;
     false trains over the whole codebook, so that the model learns which IDs exist."""
@@ -95,10 +90,11 @@ class CausalConfig:
 
 
 class State(NamedTuple):
-    """What a beam needs: the encoded histories, and the symbols of each beam so far."""
+    """What a beam needs: the encoded histories, and the symbols and node of each beam so far."""
 
     states_B1D: Tensor
     symbols_BWl: Tensor | None
+    nodes_BW: Tensor
 
 
 class Causal(nn.Module):
@@ -140,13 +136,9 @@ class Causal(nn.Module):
         self.levels = nn.ModuleList(
             DepthLevel(level, self.widths, config) for level in range(num_levels)
         )
-        for level in range(num_levels):
-            prefix_N, legal_MV, below_MS = prefixes(symbols_NL, level, self.widths[level])
-            self.register_buffer(f"prefix{level}_N", prefix_N, persistent=False)
-            if config.legal_softmax:
-                self.register_buffer(f"legal{level}_MV", legal_MV, persistent=False)
-            if config.distil_weight and level:
-                self.register_buffer(f"below{level}_MS", below_MS, persistent=False)
+        self.tree = IdTree(symbols_NL, self.widths)
+        self.node_scale = nn.Parameter(torch.ones(num_levels))
+        self._cached_nodes: tuple[Any, list[Tensor]] = (None, [])
 
     @classmethod
     def build(cls, context: CatalogueContext, config: CausalConfig) -> Self:
@@ -192,17 +184,21 @@ class Causal(nn.Module):
         assert batch.targets_BT is not None
         real = batch.targets_BT >= 0
         states_PD, targets_P = self.states(batch)[real], batch.targets_BT[real]
-        logits_L = self.path_logits(states_PD, self.symbols_NL[targets_P], targets_P)
-        nats_L = self.nats(logits_L, self.symbols_NL[targets_P]).mean(0)
+        table_ND = self.item_table()
+        symbols_PL = self.symbols_NL[targets_P]
+        parents_L = [self.tree.parents_of(level, targets_P) for level in range(len(self.codes))]
+        nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
+        logits_L = self.path_logits(states_PD, symbols_PL, parents_L, nodes_L)
+        if self.config.legal_softmax:
+            logits_L = [
+                x_PV.masked_fill(~self.tree.legal(level, parents_P), -torch.inf)
+                for level, (x_PV, parents_P) in enumerate(zip(logits_L, parents_L, strict=True))
+            ]
+        nats_L = self.nats(logits_L, symbols_PL).mean(0)
         parts = {f"level{level}_nats": nats.detach() for level, nats in enumerate(nats_L)}
         loss = nats_L.sum()
         if self.config.item_loss_weight:
-            table_ND = self.item_table()
             item_nats = full_softmax_loss(states_PD, table_ND, targets_P)
-            if self.config.distil_weight:
-                beliefs_L = self.beliefs(states_PD.detach(), table_ND.detach(), targets_P)
-                soft = sum(F.cross_entropy(x, q) for x, q in zip(logits_L, beliefs_L, strict=True))
-                loss = loss + self.config.distil_weight * (soft - loss)
             parts["item_nats"] = item_nats.detach()
             loss = loss + self.config.item_loss_weight * item_nats
         return loss, parts
@@ -213,20 +209,17 @@ class Causal(nn.Module):
         return self.history_states(batch).float() @ self.item_table().float().T
 
     def path_logits(
-        self, states_PD: Tensor, symbols_PL: Tensor, targets_P: Tensor | None = None
+        self,
+        states_PD: Tensor,
+        symbols_PL: Tensor,
+        parents_L: list[Tensor],
+        nodes_L: list[Tensor],
     ) -> list[Tensor]:
-        """L float32 tensors (P, V): logits of each level along the path of given IDs.
-
-        With the items themselves, `targets_P`, and `legal_softmax`: illegal codes are far below.
-        """
-        logits_L: list[Tensor] = []
-        for level in range(len(self.codes)):
-            logits_PV = self.logits(level, states_PD, symbols_PL[..., :level]).float()
-            if targets_P is not None and self.config.legal_softmax:
-                prefix_P = getattr(self, f"prefix{level}_N")[targets_P]
-                logits_PV = logits_PV + getattr(self, f"legal{level}_MV")[prefix_P]
-            logits_L.append(logits_PV)
-        return logits_L
+        """L float32 tensors (P, V): logits of each level along the path of given IDs."""
+        return [
+            self.logits(level, states_PD, symbols_PL[..., :level], parents_L[level], nodes_L)
+            for level in range(len(self.codes))
+        ]
 
     def nats(self, logits_L: list[Tensor], symbols_PL: Tensor) -> Tensor:
         """(P, L) nats of each code of given IDs; 0 after the end of a shorter ID."""
@@ -239,65 +232,172 @@ class Causal(nn.Module):
                 ended_P = ended_P | (symbols_PL[..., level] == self.num_codes[level])
         return torch.stack(nats, dim=-1)
 
-    @torch.no_grad()
-    def beliefs(self, states_PD: Tensor, table_ND: Tensor, targets_P: Tensor) -> list[Tensor]:
-        """L tensors (P, V): what the item softmax believes of each code, given the target's prefix.
-
-        The probability of a code is the sum over the items under it.
-        """
-        low = torch.is_autocast_enabled(states_PD.device.type)
-        dtype = torch.get_autocast_dtype(states_PD.device.type) if low else torch.float32
-        states_PD, table_ND = states_PD.to(dtype), table_ND.to(dtype)
-        first_NV = F.one_hot(self.symbols_NL[:, 0], self.widths[0]).to(dtype)
-        beliefs_L = [
-            states_PD.new_zeros(len(targets_P), v, dtype=torch.float32) for v in self.widths
-        ]
-        for start in range(0, len(targets_P), BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            logits_PN = states_PD[block] @ table_ND.T
-            odds_PN = logits_PN.sub_(logits_PN.amax(1, keepdim=True)).exp_()
-            beliefs_L[0][block] = (odds_PN @ first_NV).float()
-            for level in range(1, len(self.widths)):
-                prefix_P = getattr(self, f"prefix{level}_N")[targets_P[block]]
-                rows_PS = getattr(self, f"below{level}_MS")[prefix_P]
-                odds_PS = odds_PN.gather(1, rows_PS.clamp_min(0)).float().add_(1e-9)
-                odds_PS.masked_fill_(rows_PS < 0, 0.0)
-                symbols_PS = self.symbols_NL[:, level][rows_PS.clamp_min(0)]
-                beliefs_L[level][block].scatter_add_(1, symbols_PS, odds_PS)
-        return [q.div_(q.sum(1, keepdim=True)) for q in beliefs_L]
-
     # ------------------------------------------------------------------ generation
 
-    def logits(self, level: int, states: Tensor, symbols: Tensor) -> Tensor:
-        """(…, V) logits of one level for states (…, D) and symbols so far (…, level)."""
+    def logits(
+        self, level: int, states: Tensor, symbols: Tensor, parents: Tensor, nodes_L: list[Tensor]
+    ) -> Tensor:
+        """(…, V) float32 logits of one level: states (…, D), symbols so far (…, level), and the
+        node (…) of that prefix, −1 where the catalogue has none.
+        """
         depth: DepthLevel = self.levels[level]  # type: ignore[assignment]
-        return F.linear(depth(states, symbols), self.codes[level], depth.bias)
+        logits = F.linear(depth(states, symbols), self.codes[level], depth.bias).float()
+        if not nodes_L:
+            return logits
+        children, places, known = self.tree.continuations(level, parents)
+        met = dot_products(states, nodes_L[level], children)
+        met = self.node_scale[level] * (met + self.tree.log_counts(level)[children])
+        return logits.scatter_add(-1, places, met.masked_fill(~known, 0.0))
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; forgets the node vectors, since fused optimisers leave no trace."""
+        self._cached_nodes = (None, [])
+        return super().train(mode)
+
+    def node_vectors(self) -> list[Tensor]:
+        """L tables (M, D) of mean items under each node; kept until a weight changes."""
+        if not self.config.node_vectors:
+            return []
+        weights = [self.project.weight, *([] if self.items is None else [self.items.weight])]
+        key = [(w.data_ptr(), w._version) for w in weights]
+        if self._cached_nodes[0] != key:
+            with torch.no_grad():
+                self._cached_nodes = key, self.tree.means(self.item_table().float())
+        return self._cached_nodes[1]
 
     def log_probs(self, batch: HistoryBatch, codes_BKL: Tensor) -> Tensor:
         """(B, K) natural log-probability of whole IDs, softmax over the whole codebook."""
         ends_L = torch.tensor(self.num_codes, device=codes_BKL.device)
         symbols_BKL = torch.where(codes_BKL < 0, ends_L, codes_BKL)
+        parents_BK = torch.zeros_like(symbols_BKL[..., 0])
+        parents_L = []
+        for level in range(len(self.codes)):
+            parents_L.append(parents_BK)
+            parents_BK = self.tree.child(level, parents_BK, symbols_BKL[..., level])
         states_BD = self.history_states(batch)
         states_BKD = states_BD[:, None].expand(-1, codes_BKL.shape[1], -1)
-        return -self.nats(self.path_logits(states_BKD, symbols_BKL), symbols_BKL).sum(-1)
+        nodes_L = self.tree.means(self.item_table()) if self.config.node_vectors else []
+        return -self.nats(
+            self.path_logits(states_BKD, symbols_BKL, parents_L, nodes_L), symbols_BKL
+        ).sum(-1)
 
     def start(self, batch: HistoryBatch) -> State:
         """Encode each history once."""
-        return State(self.history_states(batch)[:, None], None)
+        states_B1D = self.history_states(batch)[:, None]
+        return State(states_B1D, None, batch.lengths_B.new_zeros(len(states_B1D), 1))
 
     def step(
         self, state: State, codes_BW: Tensor | None, parents_BW: Tensor | None
     ) -> tuple[Tensor, State]:
         """Logits (B, W, V) of the next level; see `contracts.Generator.step`."""
         if codes_BW is None or parents_BW is None:
-            nothing = self.symbols_NL.new_empty(len(state.states_B1D), 1, 0)
-            return self.logits(0, state.states_B1D, nothing), state
-        symbols_BWl = codes_BW[..., None]
-        if state.symbols_BWl is not None:
-            places = parents_BW[..., None].expand(-1, -1, state.symbols_BWl.shape[-1])
-            symbols_BWl = torch.cat([state.symbols_BWl.gather(1, places), symbols_BWl], dim=-1)
-        logits_BWV = self.logits(symbols_BWl.shape[-1], state.states_B1D, symbols_BWl)
-        return logits_BWV, State(state.states_B1D, symbols_BWl)
+            symbols_BWl, nodes_BW = (
+                self.symbols_NL.new_empty(len(state.states_B1D), 1, 0),
+                state.nodes_BW,
+            )
+        else:
+            symbols_BWl = codes_BW[..., None]
+            level = 0
+            if state.symbols_BWl is not None:
+                level = state.symbols_BWl.shape[-1]
+                places = parents_BW[..., None].expand(-1, -1, level)
+                symbols_BWl = torch.cat([state.symbols_BWl.gather(1, places), symbols_BWl], dim=-1)
+            nodes_BW = self.tree.child(level, state.nodes_BW.gather(1, parents_BW), codes_BW)
+        level = symbols_BWl.shape[-1]
+        logits_BWV = self.logits(
+            level, state.states_B1D, symbols_BWl, nodes_BW, self.node_vectors()
+        )
+        return logits_BWV, State(state.states_B1D, symbols_BWl if level else None, nodes_BW)
+
+
+class IdTree(nn.Module):
+    """The catalogue's tree of IDs: nodes of level l are its distinct prefixes of l + 1 symbols.
+
+    Nodes are sorted, so the children of one parent are neighbours. The root is parent 0 of level 0.
+    """
+
+    def __init__(self, symbols_NL: Ints, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.widths = widths
+        self.branching: list[int] = []
+        parents_N = np.zeros(len(symbols_NL), dtype=np.int64)
+        num_parents = 1
+        for level, width in enumerate(widths):
+            keys_M, nodes_N, counts_M = np.unique(
+                parents_N * width + symbols_NL[:, level], return_inverse=True, return_counts=True
+            )
+            first = np.searchsorted(keys_M, np.arange(num_parents + 1) * width)
+            self.branching.append(int(np.diff(first).max()))
+            arrays = {
+                "keys": keys_M,
+                "first": first,
+                "counts": counts_M.astype(np.float32),
+                "log_counts": np.log(counts_M).astype(np.float32),
+                "nodes": nodes_N.reshape(-1),
+                "parents": parents_N,
+            }
+            for name, array in arrays.items():
+                self.register_buffer(f"{name}{level}", torch.from_numpy(array), persistent=False)
+            parents_N, num_parents = arrays["nodes"], len(keys_M)
+
+    def of(self, name: str, level: int) -> Tensor:
+        """One of the arrays of a level."""
+        return getattr(self, f"{name}{level}")
+
+    def parents_of(self, level: int, rows: Tensor) -> Tensor:
+        """Node, one level up, under which the items `rows` have their symbol of `level`."""
+        return self.of("parents", level)[rows]
+
+    def log_counts(self, level: int) -> Tensor:
+        """(M,) natural log of the items under each node."""
+        return self.of("log_counts", level)
+
+    def means(self, table_ND: Tensor) -> list[Tensor]:
+        """L tables (M, D): mean row of the items under each node."""
+        tables = []
+        for level in range(len(self.widths)):
+            counts_M = self.of("counts", level)
+            sums_MD = table_ND.new_zeros(len(counts_M), table_ND.shape[1])
+            sums_MD = sums_MD.index_add(0, self.of("nodes", level), table_ND)
+            tables.append(sums_MD / counts_M[:, None])
+        return tables
+
+    def child(self, level: int, parents: Tensor, symbols: Tensor) -> Tensor:
+        """Node reached from `parents` by `symbols`; −1 where the catalogue has none."""
+        keys_M = self.of("keys", level)
+        wanted = parents * self.widths[level] + symbols
+        nodes = torch.searchsorted(keys_M, wanted).clamp_max(len(keys_M) - 1)
+        return torch.where((keys_M[nodes] == wanted) & (parents >= 0), nodes, -1)
+
+    def continuations(self, level: int, parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(…, C) nodes under each parent, their symbols, and which of the C places are real."""
+        first, keys_M = self.of("first", level), self.of("keys", level)
+        safe = parents.clamp_min(0)
+        nodes = first[safe][..., None] + torch.arange(self.branching[level], device=parents.device)
+        known = (nodes < first[safe + 1][..., None]) & (parents >= 0)[..., None]
+        nodes = nodes.clamp_max(len(keys_M) - 1)
+        symbols = (keys_M[nodes] - (safe * self.widths[level])[..., None]).where(known, 0)
+        return nodes, symbols, known
+
+    def legal(self, level: int, parents: Tensor) -> Tensor:
+        """(…, V) bool: symbols that continue some ID of the catalogue."""
+        _, symbols, known = self.continuations(level, parents)
+        hits = known.new_zeros(*parents.shape, self.widths[level], dtype=torch.int8)
+        return hits.scatter_add(-1, symbols, known.to(torch.int8)) > 0
+
+
+def dot_products(states: Tensor, table_MD: Tensor, rows: Tensor) -> Tensor:
+    """float32 `(table_MD[rows] * states[..., None, :]).sum(-1)`, by the cheaper of two ways.
+
+    States (P, D) with rows (P, C), or states (B, 1, D) with rows (B, W, C). Either the products
+    with all M rows are made and the asked ones picked, or the rows are picked first.
+    """
+    per_state = rows.numel() // max(len(rows), 1)
+    one_state = states.ndim == 2 or states.shape[1] == 1
+    if one_state and len(table_MD) * (8 + len(rows)) < 8 * rows.numel() or states.ndim == 2:
+        every = F.linear(states.view(len(rows), -1), table_MD)
+        return every.gather(1, rows.view(len(rows), per_state)).view(rows.shape).float()
+    return (table_MD[rows] @ states[..., None])[..., 0].float()
 
 
 class DepthLevel(nn.Module):
@@ -363,24 +463,3 @@ def code_table(centroids_VD: Floats, projection: Tensor) -> Tensor:
     """Centroids in the width of the model, with the spread of a fresh embedding."""
     table = torch.from_numpy(centroids_VD) @ projection.T
     return table * (0.02 / table.std().clamp_min(1e-6))
-
-
-def prefixes(symbols_NL: Ints, level: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The M distinct prefixes of `level` codes: (prefix row of each item, legal codes, items).
-
-    Row (N,) of each item's prefix; per prefix (M, V) 0 for legal symbols and −1e4 for others; per
-    prefix (M, S) the rows of its items, −1 after the last.
-    """
-    num_items = len(symbols_NL)
-    prefix_N = np.zeros(num_items, dtype=np.int64)
-    if level:
-        prefix_N = np.unique(symbols_NL[:, :level], axis=0, return_inverse=True)[1].reshape(-1)
-    counts_M = np.bincount(prefix_N)
-    legal_MV = torch.full((len(counts_M), width), -1e4, dtype=torch.bfloat16)
-    legal_MV[torch.from_numpy(prefix_N), torch.from_numpy(symbols_NL[:, level])] = 0.0
-    order_N = np.argsort(prefix_N, kind="stable")
-    places_N = np.arange(num_items) - np.repeat(np.cumsum(counts_M) - counts_M, counts_M)
-    below_MS = np.full((len(counts_M), int(counts_M.max()) if level else 0), -1, dtype=np.int64)
-    if level:
-        below_MS[prefix_N[order_N], places_N] = order_N
-    return torch.from_numpy(prefix_N), legal_MV, torch.from_numpy(below_MS)

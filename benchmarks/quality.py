@@ -1,0 +1,133 @@
+"""Measure a recipe: every system, on the test part, with intervals, averaged over seeds.
+
+    python benchmarks/quality.py recipes/beauty.toml --seeds 0 1 2
+
+Each seed is one whole run (embed, tokenize, train, choose on validation) and then one reading of
+the test part under each seen-item rule. Runs are kept, so an interrupted measurement goes on.
+Figures: `<dataset>.<system>.<metric>`, `.seen_filtered.` and strata before the metric, paired
+differences of the hybrid as `<dataset>.hybrid_minus_<system>.<metric>`, and, where the recipe is
+the default one, `run.default.<dataset>.seconds` of the first seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from figures import write
+
+from sidrec.cli import output
+from sidrec.evaluation import Report, average_seeds, compare
+from sidrec.evaluation.comparison import table
+from sidrec.evaluation.significance import Figure
+from sidrec.pipeline import Run, evaluate_systems, metrics_of, run
+from sidrec.recipe import RunConfig, default_config, load_config
+
+STRATA = ("head", "mid", "tail", "cold")
+BEYOND = ("coverage@10", "gini@10", "popularity_lift@10", "novelty@10", "diversity@10")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--systems", nargs="*", help="only these systems (default: all)")
+    arguments = parser.parse_args()
+    settings = load_config(arguments.recipe)
+    measured: dict[bool, dict[str, list[Report]]] = {False: {}, True: {}}
+    seconds: list[float] = []
+    for seed in arguments.seeds:
+        folder = arguments.runs / f"{settings.name}-seed{seed}"
+        with output.progress() as show:
+            fitted = run(replace(settings, seed=seed), run_dir=folder, on_event=show)
+        seconds.append(fitted.seconds)
+        for seen in (False, True):
+            reports = measure(fitted, settings, seed, seen, arguments.systems)
+            for name, report in reports.items():
+                measured[seen].setdefault(name, []).append(replace(report, seeds=(seed,)))
+        dataset = fitted.dataset.name
+    averaged = {
+        seen: {name: average_seeds(reports) for name, reports in systems.items()}
+        for seen, systems in measured.items()
+    }
+    figures = figures_of(dataset, averaged)
+    default = default_config(fitted.dataset)
+    if replace(settings, name=default.name, data=default.data) == default:
+        figures[f"run.default.{dataset}.seconds"] = {"value": round(seconds[0], 1), "unit": "s"}
+    shown = list(averaged[False].values())
+    print(table(shown, metrics_of(averaged[False])).to_markdown())
+    path = write(
+        settings.name,
+        figures,
+        seeds=arguments.seeds,
+        command=" ".join(["python", *sys.argv]),
+        notes=shown[0].protocol.line(),
+    )
+    print(f"wrote {path.name}")
+
+
+def measure(
+    fitted: Run, settings: RunConfig, seed: int, seen: bool, systems: list[str] | None
+) -> dict[str, Report]:
+    """Every system on the test part under one seen-item rule."""
+    if not seen and systems is None:
+        return dict(fitted.reports)
+    rules = replace(settings, seed=seed, evaluation=replace(settings.evaluation, exclude_seen=seen))
+    return evaluate_systems(
+        fitted.recommender, fitted.dataset, fitted.split, settings=rules, systems=systems
+    )
+
+
+def figures_of(
+    dataset: str, averaged: Mapping[bool, Mapping[str, Report]]
+) -> dict[str, dict[str, Any]]:
+    """Figures by their stable names."""
+    figures: dict[str, dict[str, Any]] = {}
+    for seen, systems in averaged.items():
+        rule = "seen_filtered." if seen else ""
+        metrics = metrics_of(systems)
+        for name, report in systems.items():
+            for metric in (*metrics, *(() if seen else BEYOND)):
+                if metric in report.figures:
+                    figure = as_figure(report.figures[metric])
+                    if metric in report.seed_means and len(report.seeds) > 1:
+                        figure["by_seed"] = [round(v, 5) for v in report.seed_means[metric]]
+                    figures[f"{dataset}.{name}.{rule}{metric}"] = figure
+            if seen:
+                continue
+            for stratum in STRATA:
+                for metric in metrics:
+                    if metric in report.strata.get(stratum, {}):
+                        figures[f"{dataset}.{name}.{stratum}.{metric}"] = as_figure(
+                            report.strata[stratum][metric]
+                        )
+        if "hybrid" in systems:
+            for name, report in systems.items():
+                for metric in metrics if name != "hybrid" else ():
+                    paired = compare(systems["hybrid"], report, metric)
+                    figures[f"{dataset}.hybrid_minus_{name}.{rule}{metric}"] = {
+                        "value": round(paired.value, 5),
+                        "low": round(paired.low, 5),
+                        "high": round(paired.high, 5),
+                        "p": round(paired.p, 5),
+                        "unit": "difference",
+                        "n": paired.n,
+                    }
+    return figures
+
+
+def as_figure(figure: Figure) -> dict[str, Any]:
+    """A figure of a report as a figure of a benchmark file."""
+    plain: dict[str, Any] = {"value": round(figure.value, 5)}
+    if figure.low is not None and figure.high is not None:
+        plain |= {"low": round(figure.low, 5), "high": round(figure.high, 5)}
+    return {**plain, "unit": "ratio", "n": figure.n}
+
+
+if __name__ == "__main__":
+    main()
