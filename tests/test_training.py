@@ -7,21 +7,78 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError, ServiceError
 from sidrec.processes import uses_bf16
 from sidrec.training import TrainConfig, train
 from sidrec.training_config import learning_rate_at
 from sidrec.types import Histories
-from tiny_model import NUM_ITEMS, Tiny, histories, small_config, validate, weights
 
-SCRIPT = Path(__file__).with_name("tiny_model.py")
+NUM_ITEMS = 20
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    dropout: float = 0.2
+    width: int = 8
+
+
+class Tiny(nn.Module):
+    """Next item from the last one: an embedding, dropout, a linear layer."""
+
+    max_length = 6
+
+    def __init__(self, dropout=0.2, width=8):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = TinyConfig(dropout, width)
+        self.embedding = nn.Embedding(NUM_ITEMS + 1, width)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(width, NUM_ITEMS)
+
+    def loss(self, batch):
+        logits_BTN = self.out(self.dropout(self.embedding(batch.items_BT + 1)))
+        loss = F.cross_entropy(
+            logits_BTN.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=-1
+        )
+        return loss, {"nll": loss.detach()}
+
+
+def weights(model):
+    return b"".join(t.numpy().tobytes() for t in model.state_dict().values())
+
+
+def histories(num=120, seed=0):
+    random = np.random.default_rng(seed)
+    return Histories.from_lists(
+        [(n + np.arange(random.integers(0, 15))) % NUM_ITEMS for n in range(num)]
+    )
+
+
+def small_config(**changes):
+    steady = TrainConfig(
+        epochs=6,
+        batch_positions=64,
+        learning_rate=0.03,
+        warmup_steps=4,
+        precision="fp32",
+        patience=0,
+    )
+    return replace(steady, **changes)
+
+
+def validate(model):
+    """Log-likelihood of the rule the data follow: the next item is one higher."""
+    logits_NN = model.out(model.embedding(torch.arange(NUM_ITEMS) + 1))
+    return -float(F.cross_entropy(logits_NN, (torch.arange(NUM_ITEMS) + 1) % NUM_ITEMS))
 
 
 class Stop(Exception):
@@ -329,7 +386,7 @@ def test_bf16_trains_too_and_fp32_is_respected():
 
 
 def start(run_dir, out, *, pause=0.0, dropout=0.2, **environment):
-    command = [sys.executable, str(SCRIPT), str(run_dir), str(out), str(pause), str(dropout)]
+    command = [sys.executable, __file__, str(run_dir), str(out), str(pause), str(dropout)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -374,11 +431,11 @@ def test_a_process_killed_at_random_moments_resumes_to_the_same_bytes(tmp_path, 
     moments = random.Random(0)
     kills = 0
     while True:
-        process = start(tmp_path / "run", tmp_path / "out.json", pause=0.05)
+        process = start(tmp_path / "run", tmp_path / "out.json", pause=0.04)
         known = latest(tmp_path / "run")
         while process.poll() is None and latest(tmp_path / "run") == known:
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.6))
+        time.sleep(moments.uniform(0, 1.2))
         over = process.poll() is not None
         process.send_signal(number)  # nothing happens to one that has ended
         _, errors = process.communicate(timeout=60)
@@ -397,3 +454,12 @@ def test_a_process_killed_at_random_moments_resumes_to_the_same_bytes(tmp_path, 
 
 def latest(run_dir):
     return max((p.name for p in run_dir.glob("checkpoints/step_*")), default="")
+
+
+if __name__ == "__main__":  # a training process of its own, for `start`
+    run_dir, out, pause, dropout = sys.argv[1:]
+    config = small_config(checkpoint_every_seconds=1e-3)
+    model = Tiny(dropout=float(dropout))
+    result = train(model, histories(), config, validate=validate, run_dir=Path(run_dir),
+                   device="cpu", on_event=lambda event: time.sleep(float(pause)))  # fmt: skip
+    Path(out).write_text(json.dumps([weights(model).hex(), result.metrics, result.losses]))
