@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.linear import Linear, linear
 from sidrec.types import CatalogueContext, HistoryBatch
 
 PAD_TOKEN = 0  # also starts the decoder, as in T5; codes of level l begin at 1 + sum of V below
@@ -119,7 +120,7 @@ class Tiger(nn.Module):
         self.register_buffer("codes_NL", codes_NL, persistent=False)
         vocabulary, width = int(starts[-1]), config.width
         self.embedding = nn.Embedding(vocabulary, width)
-        self.head = None if config.tied else nn.Linear(width, vocabulary, bias=False)
+        self.head = None if config.tied else Linear(width, vocabulary, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.encoder_bias = RelativeBias(config.num_heads, bidirectional=True)
         self.decoder_bias = RelativeBias(config.num_heads, bidirectional=False)
@@ -265,8 +266,8 @@ class Tiger(nn.Module):
     def _logits(self, x: Tensor, level: int) -> Tensor:
         first, size = self.first_tokens[level], self.widths[level]
         if self.head is not None:
-            return F.linear(x, self.head.weight[first : first + size])
-        return F.linear(x * self.config.width**-0.5, self.embedding.weight[first : first + size])
+            return linear(x, self.head.weight[first : first + size])
+        return linear(x * self.config.width**-0.5, self.embedding.weight[first : first + size])
 
 
 class RmsNorm(nn.Module):
@@ -302,8 +303,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         inner = config.num_heads * config.head_width
         self.norm = RmsNorm(config.width)
-        self.project = nn.Linear(config.width, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, config.width, bias=False)
+        self.project = Linear(config.width, 3 * inner, bias=False)
+        self.out = Linear(inner, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.head_shape = (config.num_heads, config.head_width)
 
@@ -331,9 +332,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         inner = config.num_heads * config.head_width
         self.norm = RmsNorm(config.width)
-        self.query = nn.Linear(config.width, inner, bias=False)
-        self.key_value = nn.Linear(config.width, 2 * inner, bias=False)
-        self.out = nn.Linear(inner, config.width, bias=False)
+        self.query = Linear(config.width, inner, bias=False)
+        self.key_value = Linear(config.width, 2 * inner, bias=False)
+        self.out = Linear(inner, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.head_shape = (config.num_heads, config.head_width)
 
@@ -356,12 +357,14 @@ class FeedForward(nn.Module):
     def __init__(self, config: TigerConfig) -> None:
         super().__init__()
         self.norm = RmsNorm(config.width)
-        self.inner = nn.Linear(config.width, config.feed_forward, bias=False)
-        self.out = nn.Linear(config.feed_forward, config.width, bias=False)
+        self.inner = Linear(config.width, config.feed_forward, bias=False)
+        self.out = Linear(config.feed_forward, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.out(self.dropout(self.inner(self.norm(x)).relu_())))
+        return x + self.dropout(
+            self.out(self.dropout(linear(self.norm(x), self.inner.weight, relu=True)))
+        )
 
 
 class EncoderBlock(nn.Module):
