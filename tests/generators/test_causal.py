@@ -8,7 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.generators.causal import Causal, CausalConfig, code_centroids, symbols_of
+from sidrec.generators.causal import (
+    Causal,
+    CausalConfig,
+    IdTree,
+    code_centroids,
+    dot_products,
+    symbols_of,
+)
 from sidrec.types import (
     CatalogueContext,
     Histories,
@@ -20,7 +27,7 @@ from sidrec.types import (
 )
 
 SMALL = CausalConfig(
-    width=8, num_heads=2, depth_hidden=16, num_prefix_buckets=16, max_length=6,
+    width=8, num_heads=2, depth_hidden=16, max_length=6,
     dropout=0.0, input_dropout=0.0, depth_dropout=0.0,
 )  # fmt: skip
 CODES = np.array([[0, 1, 0], [0, 1, 2], [0, 0, 1], [2, 3, 0], [2, 3, 1], [1, 0, 0]])
@@ -56,7 +63,8 @@ def make_model(config=SMALL, context=None):
 
 
 def test_the_loss_is_the_mean_nats_of_the_targets_codes():
-    model, batch = make_model(replace(SMALL, item_loss_weight=0.0)), make_batch()
+    config = replace(SMALL, item_loss_weight=0.0, legal_softmax=False)
+    model, batch = make_model(config), make_batch()
     loss, parts = model.loss(batch)
     total, count = 0.0, 0
     for row, length in enumerate(batch.lengths_B.tolist()):
@@ -117,6 +125,57 @@ def test_code_tables_start_at_the_residual_means_of_their_items():
     first, second = code_centroids(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), (2, 2), vectors)
     np.testing.assert_allclose(first, [[2, 0], [0, 5]])
     np.testing.assert_allclose(second, [[-0.5, -0.5], [0.5, 0.5]])
+
+
+def test_the_tree_holds_the_prefixes_of_the_catalogue_and_nothing_else():
+    tree = IdTree(CODES, NUM_CODES)
+    assert [len(tree.of("counts", level)) - 1 for level in range(3)] == [3, 4, 6]
+    root = torch.tensor([0])
+    first = tree.child(0, root, torch.tensor([0]))  # items 0, 1 and 2
+    assert tree.log_counts(0)[first].exp().item() == pytest.approx(3)
+    assert tree.legal(1, first).tolist() == [[True, True, False, False]]
+    unknown = tree.child(1, first, torch.tensor([3]))
+    assert unknown.item() == 4 and not tree.legal(2, unknown).any()
+    np.testing.assert_array_equal(tree.of("nodes", 2), [1, 2, 0, 4, 5, 3])
+
+
+def test_node_vectors_are_means_of_the_items_below():
+    tree, table_ND = IdTree(CODES, NUM_CODES), torch.randn(6, 4)
+    means = tree.means(table_ND)
+    torch.testing.assert_close(means[0][0], table_ND[[0, 1, 2]].mean(0))
+    torch.testing.assert_close(means[1][1], table_ND[[0, 1]].mean(0))
+    torch.testing.assert_close(means[2][tree.of("nodes", 2)], table_ND)
+    assert not means[0][-1].any()
+
+
+def test_node_vectors_follow_the_weights():
+    model = make_model()
+    before = model.node_vectors()[0].clone()
+    assert model.node_vectors()[0] is model.node_vectors()[0]
+    with torch.no_grad():
+        model.items.weight.add_(1.0)
+    assert (model.node_vectors()[0] - before).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("num_rows", [3, 5000])
+def test_dot_products_are_the_same_both_ways(num_rows):
+    table_MD, states_BD = torch.randn(num_rows, 4), torch.randn(2, 4)
+    rows_BWV = torch.randint(num_rows, (2, 3, 5))
+    expected = (table_MD[rows_BWV] * states_BD[:, None, None]).sum(-1)
+    torch.testing.assert_close(dot_products(states_BD[:, None], table_MD, rows_BWV), expected)
+    torch.testing.assert_close(dot_products(states_BD, table_MD, rows_BWV[:, 0]), expected[:, 0])
+
+
+def test_a_sibling_is_chosen_by_what_it_holds():
+    model = make_model()  # items 0 and 1 differ in their last code only
+    batch = HistoryBatch(torch.tensor([[3]]), torch.tensor([1]))
+    codes_12L = torch.from_numpy(CODES[[0, 1]])[None]
+    with torch.no_grad():
+        plain = model.log_probs(batch, codes_12L)[0]
+        direction = model.history_states(batch)[0]
+        model.items.weight[1] += direction
+        moved = model.log_probs(batch, codes_12L)[0]
+    assert moved[1] - moved[0] > plain[1] - plain[0] + 0.5
 
 
 def test_symbols_leave_fixed_length_ids_as_they_are():

@@ -6,9 +6,8 @@ codes of the next item from that state and the codes so far. All positions of a 
 one packed pass, and a history is encoded once however wide the beam is. At level l, with state h
 and prefix c_1..c_{l-1}, the depth decoder computes
 
-    (shift, gate) = sum over j of table_lj[c_j] + hashed_l[c_1..c_{l-1}]
-    y        = h * (1 + gate) + MLP_l(norm(h + shift))
-    logit(c) = y · E_l[c] + bias_l[c]  +  a_l (h · n[c_1..c] + log m[c_1..c])
+    y        = h + MLP_l(norm(h + sum over j of table_lj[c_j]))
+    logit(c) = y · E_l[c] + bias_l[c]  +  h · n[c_1..c] + log m[c_1..c]
 
 `E_l` are the code embeddings that the input reads too (tied), started as projections of the mean
 residual vectors of the codes. The second part exists for prefixes of the catalogue: `n` is the
@@ -16,14 +15,14 @@ mean representation of the m items under a prefix. It tells siblings apart by wh
 item that was never seen in training, but has a vector, can be written.
 
 Source:   the task of TIGER (arXiv:2305.05065); temporal then depth as in RQ-Transformer
-          (arXiv:2203.01941); gating as FiLM (arXiv:1709.07871); node vectors as in hierarchical
-          softmax (Morin & Bengio 2005), here tied to the items below.
+          (arXiv:2203.01941); node vectors as in hierarchical softmax (Morin & Bengio 2005), here
+          tied to the items below.
 Differs:  positions are items, not codes: L times shorter. A softmax over items trained beside it
           (`item_loss_weight`) shapes state and item representations; generation does not run it.
-Cost:     a step O(T^2 D + P (L D^2 + N D)); a beam keeps its codes and its node, and looks at the
-          children of that node: nothing in decoding grows with the catalogue.
+Cost:     a step O(T^2 D + P (L D^2 + N D)). Decoding a level costs O(W V D), or one product of the
+          state with all M nodes where that is cheaper; 4 M V bytes a level for the tree.
 Shapes:   B requests, T history length, D width, L levels, V symbols of a level, W beams,
-          P targets, N items, M nodes of a level, C children looked at, K given IDs.
+          P targets, N items, M nodes of a level, K given IDs.
 """
 
 from __future__ import annotations
@@ -40,9 +39,8 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.transformer import CausalTransformer, FastDropout, full_softmax_loss, last_states
 from sidrec.types import CatalogueContext, Floats, HistoryBatch, Ints, SemanticIds
 
-PREFIX_SCALE = 8.0
-"""Prefix tables move this much faster than their learning rate says; they start near zero."""
-HASH_FACTOR = 1_000_003
+CHEAP_PRODUCTS = 16
+"""A product with a row in sequence costs at most 1/16 of one with a row that has to be fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +61,15 @@ class CausalConfig:
     """On the item representations of the history."""
     depth_hidden: int = 256
     """Hidden width of the depth decoder."""
-    depth_dropout: float = 0.2
+    depth_dropout: float = 0.5
     """On that hidden layer."""
-    num_prefix_buckets: int = 8192
-    """Rows of the hashed table of whole prefixes, from the third level on; 0 for none."""
     item_embedding: bool = True
     """Add a learnt embedding per item to its vector and codes."""
     item_loss_weight: float = 1.0
     """Weight of the item softmax that shapes the state; 0 trains on codes alone."""
     node_vectors: bool = True
     """Compare the state with the mean item under each continuation, beside the code tables."""
-    legal_softmax: bool = False
+    legal_softmax: bool = True
     """Train each level over the codes that continue some ID of the catalogue, as decoding does;
     false trains over the whole codebook, so that the model learns which IDs exist."""
     max_length: int = 50
@@ -137,7 +133,6 @@ class Causal(nn.Module):
             DepthLevel(level, self.widths, config) for level in range(num_levels)
         )
         self.tree = IdTree(symbols_NL, self.widths)
-        self.node_scale = nn.Parameter(torch.ones(num_levels))
         self._cached_nodes: tuple[Any, list[Tensor]] = (None, [])
 
     @classmethod
@@ -244,10 +239,9 @@ class Causal(nn.Module):
         logits = F.linear(depth(states, symbols), self.codes[level], depth.bias).float()
         if not nodes_L:
             return logits
-        children, places, known = self.tree.continuations(level, parents)
-        met = dot_products(states, nodes_L[level], children)
-        met = self.node_scale[level] * (met + self.tree.log_counts(level)[children])
-        return logits.scatter_add(-1, places, met.masked_fill(~known, 0.0))
+        nodes = self.tree.below(level, parents)
+        met = dot_products(states, nodes_L[level], nodes)
+        return logits + met + self.tree.log_counts(level)[nodes]
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; forgets the node vectors, since fused optimisers leave no trace."""
@@ -311,28 +305,26 @@ class Causal(nn.Module):
 
 
 class IdTree(nn.Module):
-    """The catalogue's tree of IDs: nodes of level l are its distinct prefixes of l + 1 symbols.
+    """The catalogue's tree of IDs: nodes of level l are its M distinct prefixes of l + 1 symbols.
 
-    Nodes are sorted, so the children of one parent are neighbours. The root is parent 0 of level 0.
+    The root is node 0 above level 0. Node M of a level stands for every prefix that no item has;
+    it holds no items, and all its continuations are unknown too.
     """
 
     def __init__(self, symbols_NL: Ints, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.widths = widths
-        self.branching: list[int] = []
-        parents_N = np.zeros(len(symbols_NL), dtype=np.int64)
-        num_parents = 1
+        parents_N, num_parents = np.zeros(len(symbols_NL), dtype=np.int64), 1
         for level, width in enumerate(widths):
             keys_M, nodes_N, counts_M = np.unique(
                 parents_N * width + symbols_NL[:, level], return_inverse=True, return_counts=True
             )
-            first = np.searchsorted(keys_M, np.arange(num_parents + 1) * width)
-            self.branching.append(int(np.diff(first).max()))
+            below = np.full((num_parents + 1, width), len(keys_M), dtype=np.int32)
+            below[keys_M // width, keys_M % width] = np.arange(len(keys_M))
+            counts = np.append(counts_M, 1).astype(np.float32)
             arrays = {
-                "keys": keys_M,
-                "first": first,
-                "counts": counts_M.astype(np.float32),
-                "log_counts": np.log(counts_M).astype(np.float32),
+                "below": below,
+                "counts": counts,
+                "log_counts": np.log(counts),
                 "nodes": nodes_N.reshape(-1),
                 "parents": parents_N,
             }
@@ -349,41 +341,32 @@ class IdTree(nn.Module):
         return self.of("parents", level)[rows]
 
     def log_counts(self, level: int) -> Tensor:
-        """(M,) natural log of the items under each node."""
+        """(M + 1,) natural log of the items under each node; 0 for the unknown one."""
         return self.of("log_counts", level)
 
     def means(self, table_ND: Tensor) -> list[Tensor]:
-        """L tables (M, D): mean row of the items under each node."""
+        """L tables (M + 1, D): mean row of the items under each node; 0 for the unknown one."""
         tables = []
-        for level in range(len(self.widths)):
+        for level, nodes_N in enumerate(self.of("nodes", level) for level in range(len(self))):
             counts_M = self.of("counts", level)
             sums_MD = table_ND.new_zeros(len(counts_M), table_ND.shape[1])
-            sums_MD = sums_MD.index_add(0, self.of("nodes", level), table_ND)
-            tables.append(sums_MD / counts_M[:, None])
+            tables.append(sums_MD.index_add(0, nodes_N, table_ND) / counts_M[:, None])
         return tables
 
-    def child(self, level: int, parents: Tensor, symbols: Tensor) -> Tensor:
-        """Node reached from `parents` by `symbols`; −1 where the catalogue has none."""
-        keys_M = self.of("keys", level)
-        wanted = parents * self.widths[level] + symbols
-        nodes = torch.searchsorted(keys_M, wanted).clamp_max(len(keys_M) - 1)
-        return torch.where((keys_M[nodes] == wanted) & (parents >= 0), nodes, -1)
+    def below(self, level: int, parents: Tensor) -> Tensor:
+        """(…, V) node that each symbol leads to from the given nodes of the level above."""
+        return self.of("below", level)[parents].long()
 
-    def continuations(self, level: int, parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(…, C) nodes under each parent, their symbols, and which of the C places are real."""
-        first, keys_M = self.of("first", level), self.of("keys", level)
-        safe = parents.clamp_min(0)
-        nodes = first[safe][..., None] + torch.arange(self.branching[level], device=parents.device)
-        known = (nodes < first[safe + 1][..., None]) & (parents >= 0)[..., None]
-        nodes = nodes.clamp_max(len(keys_M) - 1)
-        symbols = (keys_M[nodes] - (safe * self.widths[level])[..., None]).where(known, 0)
-        return nodes, symbols, known
+    def child(self, level: int, parents: Tensor, symbols: Tensor) -> Tensor:
+        """Node reached from `parents` by `symbols`."""
+        return self.of("below", level)[parents, symbols].long()
 
     def legal(self, level: int, parents: Tensor) -> Tensor:
         """(…, V) bool: symbols that continue some ID of the catalogue."""
-        _, symbols, known = self.continuations(level, parents)
-        hits = known.new_zeros(*parents.shape, self.widths[level], dtype=torch.int8)
-        return hits.scatter_add(-1, symbols, known.to(torch.int8)) > 0
+        return self.of("below", level)[parents] < len(self.of("counts", level)) - 1
+
+    def __len__(self) -> int:
+        return sum(name.startswith("below") for name in self._buffers)
 
 
 def dot_products(states: Tensor, table_MD: Tensor, rows: Tensor) -> Tensor:
@@ -394,10 +377,10 @@ def dot_products(states: Tensor, table_MD: Tensor, rows: Tensor) -> Tensor:
     """
     per_state = rows.numel() // max(len(rows), 1)
     one_state = states.ndim == 2 or states.shape[1] == 1
-    if one_state and len(table_MD) * (8 + len(rows)) < 8 * rows.numel() or states.ndim == 2:
-        every = F.linear(states.view(len(rows), -1), table_MD)
-        return every.gather(1, rows.view(len(rows), per_state)).view(rows.shape).float()
-    return (table_MD[rows] @ states[..., None])[..., 0].float()
+    if one_state and len(table_MD) < CHEAP_PRODUCTS * per_state:
+        every = F.linear(states.reshape(len(rows), -1), table_MD)
+        return every.gather(1, rows.reshape(len(rows), per_state)).view(rows.shape).float()
+    return (F.embedding(rows, table_MD) @ states[..., None])[..., 0].float()
 
 
 class DepthLevel(nn.Module):
@@ -406,13 +389,9 @@ class DepthLevel(nn.Module):
     def __init__(self, level: int, widths: tuple[int, ...], config: CausalConfig) -> None:
         super().__init__()
         width = config.width
-        self.prefix = nn.ModuleList(nn.Embedding(widths[j], 2 * width) for j in range(level))
-        self.num_buckets = config.num_prefix_buckets if level >= 2 else 0
-        self.hashed = nn.Embedding(self.num_buckets, 2 * width) if self.num_buckets else None
+        self.prefix = nn.ModuleList(nn.Embedding(widths[j], width) for j in range(level))
         for table in self.prefix:
             nn.init.normal_(table.weight, std=0.02)
-        if self.hashed is not None:
-            nn.init.zeros_(self.hashed.weight)
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, config.depth_hidden)
         self.dropout = FastDropout(config.depth_dropout)
@@ -423,17 +402,10 @@ class DepthLevel(nn.Module):
 
     def forward(self, states: Tensor, symbols: Tensor) -> Tensor:
         """(…, D) for states (…, D) that broadcast against symbols (…, l) of the prefix."""
-        if not len(self.prefix):
-            return states + self.down(self.dropout(F.gelu(self.up(self.norm(states)))))
-        moved = torch.stack([t(symbols[..., j]) for j, t in enumerate(self.prefix)]).sum(0)
-        if self.hashed is not None:
-            key = symbols[..., 0]
-            for j in range(1, len(self.prefix)):
-                key = key * HASH_FACTOR + symbols[..., j]
-            moved = moved + self.hashed(key % self.num_buckets)
-        shift, gate = (moved * PREFIX_SCALE).chunk(2, dim=-1)
-        hidden = self.dropout(F.gelu(self.up(self.norm(states + shift))))
-        return torch.addcmul(states, states, gate) + self.down(hidden)
+        moved = states
+        for place, table in enumerate(self.prefix):
+            moved = moved + table(symbols[..., place])
+        return states + self.down(self.dropout(F.gelu(self.up(self.norm(moved)))))
 
 
 def symbols_of(ids: SemanticIds) -> tuple[Ints, tuple[int, ...]]:
