@@ -3,6 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -50,6 +51,20 @@ def test_codes_equal_the_golden_file():
     assert text == GOLDEN.read_text(), (
         "codes changed: say why in the changelog, then renew the file"
     )
+
+
+def test_the_number_of_threads_changes_nothing():
+    random = np.random.default_rng(5)
+    vectors = item_vectors(random.standard_normal((6000, 24)))
+    before, books = faiss.omp_get_max_threads(), []
+    try:
+        for threads in (1, 3):
+            faiss.omp_set_num_threads(threads)
+            config = ResidualKMeansConfig(num_codes=32, num_iters=5)
+            books.append(np.stack(ResidualKMeans.fit(vectors, config).codebooks))
+    finally:
+        faiss.omp_set_num_threads(before)
+    np.testing.assert_array_equal(books[0], books[1])
 
 
 def test_each_level_is_nearest_to_what_the_levels_before_left():

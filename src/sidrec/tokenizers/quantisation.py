@@ -114,7 +114,8 @@ def plus_plus(points_ND: Floats, num_codes: int, rng: np.random.Generator) -> Fl
         point = int(np.searchsorted(cumulative_N, rng.random() * cumulative_N[-1], side="right"))
         chosen.append(min(point, len(points_ND) - 1))
         centre = points_ND[chosen[-1]]
-        fresh_N = norms_N - 2 * (points_ND @ centre) + norms_N[chosen[-1]]
+        products_N = np.einsum("nd,d->n", points_ND, centre)  # BLAS would split by threads
+        fresh_N = norms_N - 2 * products_N + norms_N[chosen[-1]]
         errors_N = np.minimum(errors_N, np.maximum(fresh_N, 0))
     return points_ND[chosen]
 
