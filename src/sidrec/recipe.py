@@ -19,13 +19,13 @@ from sidrec.training_config import TrainConfig
 from sidrec.types import Dataset
 
 SMALL_STEPS = TrainConfig(
-    epochs=12, batch_positions=768, weight_decay=0.1, validate_every_epochs=2.0, patience=3
+    epochs=8, batch_positions=768, weight_decay=0.1, validate_every_epochs=2.0, patience=3
 )
 """Many small steps: hundreds of positions learn faster a second than thousands."""
 TRAINING: dict[str, TrainConfig] = {
     "causal": SMALL_STEPS,
-    "sasrec": replace(SMALL_STEPS, epochs=14),
-    "dense": SMALL_STEPS,
+    "sasrec": replace(SMALL_STEPS, epochs=12),
+    "dense": replace(SMALL_STEPS, epochs=10),
     "tiger": TrainConfig(),
 }
 """How each trained method is trained unless the config says otherwise."""
@@ -87,7 +87,7 @@ class DecodingConfig:
 class HybridConfig:
     """Fusion of several systems into one; their weights are chosen on validation."""
 
-    members: tuple[str, ...] = ("generator", "sasrec", "dense")
+    members: tuple[str, ...] = ("generator", "sasrec", "dense", "transition_graph")
     """The generator and names of configured scorers; [] for no hybrid."""
     pool: int = 100
     """Best items that each member brings into the pool that all of them score."""

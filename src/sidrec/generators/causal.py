@@ -372,12 +372,11 @@ class IdTree(nn.Module):
 def dot_products(states: Tensor, table_MD: Tensor, rows: Tensor) -> Tensor:
     """float32 `(table_MD[rows] * states[..., None, :]).sum(-1)`, by the cheaper of two ways.
 
-    States (P, D) with rows (P, C), or states (B, 1, D) with rows (B, W, C). Either the products
-    with all M rows are made and the asked ones picked, or the rows are picked first.
+    States (P, D) with rows (P, C), as in training, or (B, 1, D) with rows (B, W, C), as in search.
+    Either the products with all M rows are made and the asked ones picked, or the rows come first.
     """
     per_state = rows.numel() // max(len(rows), 1)
-    one_state = states.ndim == 2 or states.shape[1] == 1
-    if one_state and len(table_MD) < CHEAP_PRODUCTS * per_state:
+    if states.ndim == 2 or (states.shape[1] == 1 and len(table_MD) < CHEAP_PRODUCTS * per_state):
         every = F.linear(states.reshape(len(rows), -1), table_MD)
         return every.gather(1, rows.reshape(len(rows), per_state)).view(rows.shape).float()
     return (F.embedding(rows, table_MD) @ states[..., None])[..., 0].float()
