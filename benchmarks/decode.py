@@ -23,12 +23,12 @@ import torch
 from figures import write
 
 import sidrec
+from sidrec import methods
 from sidrec.data import load_named, split
 from sidrec.data.named import named_vectors
 from sidrec.decoding.beam import beam_search
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.generators.causal import Causal, CausalConfig
-from sidrec.tokenizers import collisions
 from sidrec.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
 from sidrec.types import (
     Candidates,
@@ -49,14 +49,17 @@ class Workload:
     """What every decoding and training benchmark runs on."""
 
     context: CatalogueContext
-    """Items, training sequences, vectors and semantic IDs of 3 x 256 codes, no two alike."""
+    """Items, training sequences, vectors and semantic IDs, no two alike."""
     histories: Histories
     """Test histories, in random order."""
     source: str
 
 
-def beauty(seed: int = 0) -> Workload:
-    """Amazon Beauty where SIDREC_DATA holds it, else random data of its size."""
+def beauty(policy: str = "reassign", seed: int = 0) -> Workload:
+    """Amazon Beauty where SIDREC_DATA holds it, else random data of its size.
+
+    IDs have 3 codes of 256; collisions are reassigned, or get a fourth code (`counter`).
+    """
     random = np.random.default_rng(seed)
     if os.environ.get("SIDREC_DATA"):
         dataset = load_named("amazon_beauty", download=False)
@@ -75,7 +78,8 @@ def beauty(seed: int = 0) -> Workload:
         histories, source = train, "random data of Beauty's size"
         vectors = ItemVectors(ids, random.standard_normal((BEAUTY_ITEMS, 384), dtype=np.float32))
     tokenizer = ResidualKMeans.fit(vectors, ResidualKMeansConfig(num_iters=10))
-    unique_ids, _ = collisions.reassign(tokenizer.encode(vectors), tokenizer, vectors)
+    resolve = methods.resolve("collisions", policy)
+    unique_ids, _ = resolve(tokenizer.encode(vectors), tokenizer, vectors)
     context = CatalogueContext(items, train, vectors, unique_ids)
     return Workload(context, histories.take(random.permutation(len(histories))), source)
 

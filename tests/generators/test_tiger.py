@@ -13,10 +13,18 @@ from sidrec.generators.tiger import (
     Tiger,
     TigerConfig,
     buckets_by_length,
-    distance_buckets,
     sample_per_row,
 )
-from sidrec.types import CatalogueContext, Histories, HistoryBatch, Items, SemanticIds, as_ids
+from sidrec.t5 import distance_buckets
+from sidrec.types import (
+    CatalogueContext,
+    Histories,
+    HistoryBatch,
+    Items,
+    ItemVectors,
+    SemanticIds,
+    as_ids,
+)
 
 NUM_ITEMS, NUM_CODES = 30, (4, 5, 6)
 SMALL = TigerConfig(
@@ -229,6 +237,19 @@ def test_building_is_seeded_and_leaves_the_global_generator_alone():
         assert torch.equal(a, b)
     other = model(dataclasses.replace(SMALL, seed=4))
     assert not torch.equal(first.embedding.weight, other.embedding.weight)
+
+
+def test_code_embeddings_can_start_as_a_linear_map_of_their_items_vectors():
+    known, config = context(), dataclasses.replace(SMALL, start_from_vectors=True)
+    centres = np.random.default_rng(0).standard_normal((NUM_CODES[0], 6)).astype(np.float32)
+    centres[3] = centres[0] + centres[1] - centres[2]  # a parallelogram stays one
+    vectors = ItemVectors(known.items.item_ids, centres[known.semantic_ids.codes[:, 0]])
+    tiger = Tiger.build(dataclasses.replace(known, vectors=vectors), config)
+    rows = tiger.embedding.weight[1 : 1 + NUM_CODES[0]].detach()
+    torch.testing.assert_close(rows[3], rows[0] + rows[1] - rows[2], atol=1e-5, rtol=1e-5)
+    assert rows.std().item() == pytest.approx(1, abs=1e-4)
+    with pytest.raises(DataError, match="embed first"):
+        Tiger.build(known, config)
 
 
 def test_bad_settings_and_missing_inputs_say_what_to_do():

@@ -8,8 +8,8 @@ Source:   Rajput et al. 2023, section 3.2 and appendix (arXiv:2305.05065); the b
           T5 1.0, Raffel et al. 2020 (arXiv:1910.10683): RMS norm before each part, one relative
           position bias a stack, ReLU feed-forward, no biases, output tied to the code embeddings.
 Differs:  no user token (a history has no user here; the paper's Recall@10 is the same without it);
-          softmax over the codes of one level instead of the whole vocabulary; dropout and sizes
-          are settings; an empty history is one padding token.
+          softmax over the codes of one level instead of the whole vocabulary; code embeddings can
+          start at item vectors (`start_from_vectors`); an empty history is one padding token.
 Cost:     training encodes every history prefix anew: O(targets * S) tokens through the encoder,
           about the mean prefix length times the work of `causal`. Decoding encodes once a request;
           a beam keeps L * layers * 2 * heads * head_width floats.
@@ -24,15 +24,17 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.generators.causal import code_centroids, symbols_of
 from sidrec.linear import Linear, linear
-from sidrec.types import CatalogueContext, HistoryBatch
+from sidrec.t5 import DecoderBlock, EncoderBlock, RelativeBias, RmsNorm, Sizes, initialise
+from sidrec.transformer import FastDropout
+from sidrec.types import CatalogueContext, HistoryBatch, ItemVectors, SemanticIds
 
 PAD_TOKEN = 0  # also starts the decoder, as in T5; codes of level l begin at 1 + sum of V below
-NUM_BUCKETS, MAX_DISTANCE = 32, 128  # relative positions, as in T5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,8 @@ class TigerConfig:
     """Share of activations dropped in training, in [0, 1)."""
     tied: bool = True
     """Score a code by its embedding (T5 1.0); otherwise by a vector of its own."""
+    start_from_vectors: bool = False
+    """Start code embeddings at projected mean vectors of their items; the paper does not."""
     max_length: int = 20
     """Items of a history that are read, the last ones."""
     targets_per_sequence: int | None = None
@@ -63,15 +67,8 @@ class TigerConfig:
     """Seeds the first weights."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "width",
-            "num_encoder_layers",
-            "num_decoder_layers",
-            "num_heads",
-            "head_width",
-            "feed_forward",
-            "max_length",
-        ):
+        sizes = ("width", "num_heads", "head_width", "feed_forward", "max_length")
+        for name in ("num_encoder_layers", "num_decoder_layers", *sizes):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"tiger.{name} must be at least 1, got {value}")
         if not 0 <= self.dropout < 1:
@@ -105,59 +102,51 @@ class Tiger(nn.Module):
 
     config_class = TigerConfig
 
-    def __init__(self, codes_NL: Tensor, num_codes: tuple[int, ...], config: TigerConfig) -> None:
+    def __init__(self, ids: SemanticIds, config: TigerConfig) -> None:
         super().__init__()
-        self.config, self.num_codes, self.max_length = config, num_codes, config.max_length
-        shorter_L = (codes_NL < 0).any(0)  # from the first such level an ID may have ended
-        self.widths = tuple(v + int(s) for v, s in zip(num_codes, shorter_L.tolist(), strict=True))
+        self.config, self.num_codes, self.max_length = config, ids.num_codes, config.max_length
+        _, self.widths = symbols_of(ids)
         """(L,) symbols of each level: its codes, and one that ends a shorter ID where one can."""
         starts = torch.tensor([1, *self.widths]).cumsum(0)
         self.first_tokens = starts[:-1].tolist()
         """(L,) token of code 0 of each level."""
-        ends_L = torch.where(shorter_L, torch.tensor(num_codes), -1)
-        self.register_buffer("ends_L", ends_L, persistent=False)
+        ends = [v if w > v else -1 for v, w in zip(ids.num_codes, self.widths, strict=True)]
+        self.register_buffer("ends_L", torch.tensor(ends), persistent=False)
         self.register_buffer("first_tokens_L", starts[:-1], persistent=False)
-        self.register_buffer("codes_NL", codes_NL, persistent=False)
+        self.register_buffer("codes_NL", torch.from_numpy(ids.codes), persistent=False)
         vocabulary, width = int(starts[-1]), config.width
-        self.embedding = nn.Embedding(vocabulary, width)
+        sizes = Sizes(
+            width=width,
+            num_heads=config.num_heads,
+            head_width=config.head_width,
+            feed_forward=config.feed_forward,
+            dropout=config.dropout,
+        )
+        self.embedding = nn.Embedding(vocabulary, width)  # unit variance, as in T5
         self.head = None if config.tied else Linear(width, vocabulary, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = FastDropout(config.dropout)
         self.encoder_bias = RelativeBias(config.num_heads, bidirectional=True)
         self.decoder_bias = RelativeBias(config.num_heads, bidirectional=False)
-        self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_encoder_layers))
-        self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_decoder_layers))
+        self.encoder = nn.ModuleList(EncoderBlock(sizes) for _ in range(config.num_encoder_layers))
+        self.decoder = nn.ModuleList(DecoderBlock(sizes) for _ in range(config.num_decoder_layers))
         self.encoder_norm = RmsNorm(width)
         self.decoder_norm = RmsNorm(width)
-        self.reset_parameters()
+        initialise(self, sizes)
 
     @classmethod
     def build(cls, context: CatalogueContext, config: TigerConfig) -> Self:
-        """A model with random weights drawn from `config.seed`; needs semantic IDs, no vectors."""
+        """A model seeded by `config.seed`; needs semantic IDs, vectors only to start from them."""
         ids = context.semantic_ids
         if ids is None:
             raise DataError("tiger needs semantic IDs, got none; run a tokenizer first")
-        with torch.random.fork_rng(devices=[]):
+        if config.start_from_vectors and context.vectors is None:
+            raise DataError("tiger.start_from_vectors needs item vectors, got none; embed first")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(config.seed)
-            return cls(torch.from_numpy(ids.codes), ids.num_codes, config)
-
-    def reset_parameters(self) -> None:
-        """First weights as in T5: scores start at unit variance without a division by sqrt(C)."""
-        for name, weight in self.named_parameters():
-            if name.endswith("norm.weight"):
-                nn.init.ones_(weight)
-            elif name == "embedding.weight":
-                nn.init.normal_(weight, std=1.0)
-            elif "bias" in name or name == "head.weight":
-                nn.init.normal_(weight, std=self.config.width**-0.5)
-            else:
-                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-        inner = self.config.num_heads * self.config.head_width
-        with torch.no_grad():
-            for part in self.modules():
-                if isinstance(part, SelfAttention):
-                    part.project.weight[:inner] *= self.config.head_width**-0.5
-                elif isinstance(part, CrossAttention):
-                    part.query.weight *= self.config.head_width**-0.5
+            model = cls(ids, config)
+            if config.start_from_vectors and context.vectors is not None:
+                model.embedding.weight[1:] = code_vectors(ids, context.vectors, config.width)
+            return model
 
     def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean nats of a whole semantic ID, over every (or sampled) target of the batch.
@@ -270,168 +259,15 @@ class Tiger(nn.Module):
         return linear(x * self.config.width**-0.5, self.embedding.weight[first : first + size])
 
 
-class RmsNorm(nn.Module):
-    """x / rms(x) * weight: no mean, no bias."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
-
-
-class RelativeBias(nn.Module):
-    """One learnt number a head and bucket of distance, added to the scores of every block."""
-
-    def __init__(self, num_heads: int, *, bidirectional: bool) -> None:
-        super().__init__()
-        self.bidirectional = bidirectional
-        self.weight = nn.Parameter(torch.empty(NUM_BUCKETS, num_heads))
-
-    def forward(self, length: int) -> Tensor:
-        """(H, length, length): row = place that looks, column = place looked at."""
-        places = torch.arange(length, device=self.weight.device)
-        buckets = distance_buckets(places[None] - places[:, None], self.bidirectional)
-        return self.weight[buckets].permute(2, 0, 1)
-
-
-class SelfAttention(nn.Module):
-    """Attention among the places of one sequence; scores are plain products (T5)."""
-
-    def __init__(self, config: TigerConfig) -> None:
-        super().__init__()
-        inner = config.num_heads * config.head_width
-        self.norm = RmsNorm(config.width)
-        self.project = Linear(config.width, 3 * inner, bias=False)
-        self.out = Linear(inner, config.width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-        self.head_shape = (config.num_heads, config.head_width)
-
-    def forward(self, x_BPD: Tensor, bias: Tensor) -> Tensor:
-        """Adds to x what its places say to each other; bias broadcasts to (B, H, P, P)."""
-        qkv = self.project(self.norm(x_BPD)).unflatten(-1, (3, *self.head_shape))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        return x_BPD + self.dropout(self.out(attend(query, key, value, bias, self.dropout)))
-
-    def step(self, x_BWD: Tensor, bias_HP: Tensor, cache: Tensor) -> Tensor:
-        """The same for one new place a beam; `cache` (2, B*W, P, H*C) takes its key and value."""
-        qkv = self.project(self.norm(x_BWD)).flatten(0, 1).unflatten(-1, (3, -1))
-        cache[:, :, -1] = qkv[:, 1:].transpose(0, 1)
-        keys, values = cache.unflatten(-1, self.head_shape)  # (B*W, P, H, C)
-        query = qkv[:, :1].unflatten(-1, self.head_shape)
-        scores = (query * keys).sum(-1) + bias_HP.T  # (B*W, P, H)
-        mixed = (scores.softmax(1)[..., None] * values).sum(1)
-        return x_BWD + self.out(mixed.flatten(1)).view_as(x_BWD)
-
-
-class CrossAttention(nn.Module):
-    """Attention of decoder places to the encoded history, whose keys and values are made once."""
-
-    def __init__(self, config: TigerConfig) -> None:
-        super().__init__()
-        inner = config.num_heads * config.head_width
-        self.norm = RmsNorm(config.width)
-        self.query = Linear(config.width, inner, bias=False)
-        self.key_value = Linear(config.width, 2 * inner, bias=False)
-        self.out = Linear(inner, config.width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-        self.head_shape = (config.num_heads, config.head_width)
-
-    def remember(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, C) of the encoded history."""
-        key, value = (
-            self.key_value(x_BSD).unflatten(-1, (2, *self.head_shape)).permute(2, 0, 3, 1, 4)
-        )
-        return key, value
-
-    def forward(self, x_BPD: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor) -> Tensor:
-        """Adds to x what the history says; the P places of one request share its keys."""
-        query = self.query(self.norm(x_BPD)).unflatten(-1, self.head_shape).transpose(1, 2)
-        return x_BPD + self.dropout(self.out(attend(query, key, value, mask_B11S, self.dropout)))
-
-
-class FeedForward(nn.Module):
-    """ReLU feed-forward part."""
-
-    def __init__(self, config: TigerConfig) -> None:
-        super().__init__()
-        self.norm = RmsNorm(config.width)
-        self.inner = Linear(config.width, config.feed_forward, bias=False)
-        self.out = Linear(config.feed_forward, config.width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(
-            self.out(self.dropout(linear(self.norm(x), self.inner.weight, relu=True)))
-        )
-
-
-class EncoderBlock(nn.Module):
-    """Self-attention, then feed-forward."""
-
-    def __init__(self, config: TigerConfig) -> None:
-        super().__init__()
-        self.attention, self.feed_forward = SelfAttention(config), FeedForward(config)
-
-    def forward(self, x_BSD: Tensor, bias_BHSS: Tensor) -> Tensor:
-        return self.feed_forward(self.attention(x_BSD, bias_BHSS))
-
-
-class DecoderBlock(nn.Module):
-    """Self-attention over the codes so far, attention to the history, feed-forward."""
-
-    def __init__(self, config: TigerConfig) -> None:
-        super().__init__()
-        self.attention, self.cross = SelfAttention(config), CrossAttention(config)
-        self.feed_forward = FeedForward(config)
-
-    def forward(
-        self, x_BKLD: Tensor, bias_HLL: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor
-    ) -> Tensor:
-        """All levels at once: K candidates a request see their own codes and the one history."""
-        shape = x_BKLD.shape
-        x = self.attention(x_BKLD.flatten(0, 1), bias_HLL)
-        x = self.cross(x.view(shape[0], -1, shape[3]), key, value, mask_B11S)
-        return self.feed_forward(x).view(shape)
-
-    def step(
-        self,
-        x_BWD: Tensor,
-        bias_HP: Tensor,
-        cache: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask_B11S: Tensor,
-    ) -> Tensor:
-        """One level for W beams."""
-        x = self.attention.step(x_BWD, bias_HP, cache)
-        return self.feed_forward(self.cross(x, key, value, mask_B11S))
-
-
-def attend(
-    query_BHPC: Tensor, key_BHSC: Tensor, value_BHSC: Tensor, bias: Tensor, dropout: nn.Dropout
-) -> Tensor:
-    """softmax(q k^T + bias) v, heads joined: (B, P, H * C). Plain batched products to train."""
-    if dropout.training or torch.is_grad_enabled():
-        scores_BHPS = query_BHPC @ key_BHSC.mT + bias
-        mixed_BHPC = dropout(scores_BHPS.softmax(-1)) @ value_BHSC
-    else:  # the fused form is faster forwards, and slower backwards on a CPU
-        mixed_BHPC = F.scaled_dot_product_attention(
-            query_BHPC, key_BHSC, value_BHSC, attn_mask=bias, scale=1.0
-        )
-    return mixed_BHPC.transpose(1, 2).flatten(2)
-
-
-def distance_buckets(offsets: Tensor, bidirectional: bool) -> Tensor:
-    """T5 bucket of (looked at − looking): exact for the near half, logarithmic beyond."""
-    size = NUM_BUCKETS // 2 if bidirectional else NUM_BUCKETS
-    first = (offsets > 0) * size if bidirectional else torch.zeros_like(offsets)
-    distance = offsets.abs() if bidirectional else (-offsets).clamp(min=0)
-    exact = size // 2
-    ratio = (distance.clamp(min=1) / exact).log() / math.log(MAX_DISTANCE / exact)
-    far = (exact + (ratio * (size - exact)).long()).clamp(max=size - 1)
-    return first + torch.where(distance < exact, distance, far)
+def code_vectors(ids: SemanticIds, vectors: ItemVectors, width: int) -> Tensor:
+    """(sum of V, D) random projections of code centroids, of unit variance at every level."""
+    symbols_NL, widths = symbols_of(ids)
+    centred_ND = vectors.vectors - vectors.vectors.mean(0)
+    projection = torch.randn(centred_ND.shape[1], width)
+    levels = [
+        torch.from_numpy(c) @ projection for c in code_centroids(symbols_NL, widths, centred_ND)
+    ]
+    return torch.cat([level / level.std().clamp_min(1e-6) for level in levels])
 
 
 def last_items(items_BT: Tensor, rows_R: Tensor, ends_R: Tensor, max_length: int) -> Tensor:
