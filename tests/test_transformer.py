@@ -8,9 +8,12 @@ from sidrec.transformer import (
     BLOCK_ROWS,
     CausalTransformer,
     FastDropout,
+    distinct,
     full_softmax_loss,
     last_states,
+    seen_so_far,
 )
+from sidrec.types import HistoryBatch
 
 
 def make_encoder(**overrides) -> CausalTransformer:
@@ -74,6 +77,28 @@ def test_the_full_softmax_loss_and_its_gradients_equal_cross_entropy(num_targets
     (3 * loss).backward()
     torch.testing.assert_close(loss, F.cross_entropy(states @ table.T, targets))
     torch.testing.assert_close((states.grad, table.grad), expected)
+
+
+def test_the_repeat_bias_enters_loss_and_gradients_as_in_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(5, 8, generator=generator, requires_grad=True)
+    table = torch.randn(20, 8, generator=generator, requires_grad=True)
+    bias = torch.tensor([-1.5], requires_grad=True)
+    targets = torch.tensor([3, 0, 7, 7, 19])
+    seen = torch.tensor([[1, 2, -1], [4, -1, -1], [7, 3, 0], [-1, -1, -1], [5, 18, 6]])
+    mask = torch.zeros(5, 21).scatter(1, torch.where(seen < 0, 20, seen), 1.0)[:, :20]
+    expected = F.cross_entropy(states @ table.T + mask * bias, targets)
+    gradients = torch.autograd.grad(2 * expected, (states, table, bias))
+    loss = full_softmax_loss(states, table, targets, seen, bias)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(2 * loss, (states, table, bias)), gradients)
+
+
+def test_seen_so_far_lists_distinct_items_up_to_each_place():
+    batch = HistoryBatch(torch.tensor([[5, 3, 5, -1]]), torch.tensor([3]))
+    assert distinct(batch).tolist() == [[5, 3, -1, -1]]
+    expected = [[5, -1, -1, -1], [5, 3, -1, -1], [5, 3, -1, -1], [5, 3, -1, -1]]
+    assert seen_so_far(batch)[0].tolist() == expected
 
 
 def test_under_bf16_the_gradients_keep_their_direction():

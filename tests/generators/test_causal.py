@@ -129,10 +129,10 @@ def test_code_tables_start_at_the_residual_means_of_their_items():
 
 def test_the_tree_holds_the_prefixes_of_the_catalogue_and_nothing_else():
     tree = IdTree(CODES, NUM_CODES)
-    assert [len(tree.of("counts", level)) - 1 for level in range(3)] == [3, 4, 6]
+    assert [len(tree.counts(level)) - 1 for level in range(3)] == [3, 4, 6]
     root = torch.tensor([0])
     first = tree.child(0, root, torch.tensor([0]))  # items 0, 1 and 2
-    assert tree.log_counts(0)[first].exp().item() == pytest.approx(3)
+    assert tree.counts(0)[first].item() == 3
     assert tree.legal(1, first).tolist() == [[True, True, False, False]]
     unknown = tree.child(1, first, torch.tensor([3]))
     assert unknown.item() == 4 and not tree.legal(2, unknown).any()
@@ -148,13 +148,52 @@ def test_node_vectors_are_means_of_the_items_below():
     assert not means[0][-1].any()
 
 
-def test_node_vectors_follow_the_weights():
+def test_served_tables_follow_the_weights():
     model = make_model()
-    before = model.node_vectors()[0].clone()
-    assert model.node_vectors()[0] is model.node_vectors()[0]
+    before = model.served_tables()[0].clone()
+    assert model.served_tables()[0] is model.served_tables()[0]
     with torch.no_grad():
         model.items.weight.add_(1.0)
-    assert (model.node_vectors()[0] - before).abs().max() > 0.5
+    assert (model.served_tables()[0] - before).abs().max() > 0.5
+    assert model.train().eval().served_tables()[0] is not before
+
+
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 1.5])
+def test_a_seen_item_counts_in_its_nodes_with_its_repeat_weight(bias):
+    model = make_model(replace(SMALL, legal_softmax=False))
+    with torch.no_grad():
+        model.repeat_bias.weight.fill_(bias / model.repeat_bias.RATE)
+    batch = HistoryBatch(torch.tensor([[0, 4]]), torch.tensor([2]))
+    state = model.history_states(batch)[0]
+    table = model.item_table()
+    logits, carried = model.step(model.start(batch), None, None)
+    depth = model.levels[0]
+    base = F.linear(
+        depth(state[None], torch.empty(1, 0, dtype=torch.int64)), model.codes[0], depth.bias
+    )
+    weights = torch.ones(6)
+    weights[[0, 4]] = np.exp(bias)
+    for code in range(3):
+        rows = torch.from_numpy(np.flatnonzero(CODES[:, 0] == code))
+        mean = (weights[rows, None] * table[rows]).sum(0) / weights[rows].sum()
+        expected = base[0, code] + state @ mean + weights[rows].sum().log()
+        assert logits[0, 0, code].item() == pytest.approx(expected.item(), abs=1e-4)
+    later, _ = model.step(carried, torch.tensor([[2]]), torch.tensor([[0]]))
+    assert later.isfinite().all()
+
+
+def test_at_a_leaf_the_repeat_bias_is_added_as_it_is():
+    batch, codes = HistoryBatch(torch.tensor([[0, 4]]), torch.tensor([2])), torch.from_numpy(CODES)
+    gaps = []
+    for bias in (0.0, -3.0):
+        model = make_model(replace(SMALL, legal_softmax=False))
+        with torch.no_grad():
+            model.repeat_bias.weight.fill_(bias / model.repeat_bias.RATE)
+            _, state = model.step(model.start(batch), None, None)
+            _, state = model.step(state, torch.tensor([[0]]), torch.tensor([[0]]))
+            logits, _ = model.step(state, torch.tensor([[1]]), torch.tensor([[0]]))
+        gaps.append((logits[0, 0, codes[0, 2]] - logits[0, 0, codes[1, 2]]).item())
+    assert gaps[1] - gaps[0] == pytest.approx(-3.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("num_rows", [3, 5000])
@@ -196,5 +235,10 @@ def test_without_ids_it_says_what_to_do():
 def test_item_scores_rank_by_the_item_softmax():
     model, batch = make_model(), make_batch()
     states = model.history_states(batch)
-    expected = F.log_softmax(states @ model.item_table().T, -1)
+    with torch.no_grad():
+        model.repeat_bias.weight.fill_(0.2)
+    logits = states @ model.item_table().T
+    logits[0, [0, 3, 1, 4]] += 2.0
+    logits[1, [5, 2]] += 2.0
+    expected = F.log_softmax(logits, -1)
     torch.testing.assert_close(F.log_softmax(model.item_scores(batch), -1), expected)

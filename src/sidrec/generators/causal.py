@@ -12,7 +12,9 @@ and prefix c_1..c_{l-1}, the depth decoder computes
 `E_l` are the code embeddings that the input reads too (tied), started as projections of the mean
 residual vectors of the codes. The second part exists for prefixes of the catalogue: `n` is the
 mean representation of the m items under a prefix. It tells siblings apart by what they hold, so an
-item that was never seen in training, but has a vector, can be written.
+item that was never seen in training, but has a vector, can be written. Items that the history
+already holds count in `n` and `m` with weight e^b, b learnt (`RepeatBias`): where nobody takes an
+item twice, they leave the tree.
 
 Source:   the task of TIGER (arXiv:2305.05065); temporal then depth as in RQ-Transformer
           (arXiv:2203.01941); node vectors as in hierarchical softmax (Morin & Bengio 2005), here
@@ -36,7 +38,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.transformer import CausalTransformer, FastDropout, full_softmax_loss, last_states
+from sidrec.transformer import (
+    CausalTransformer,
+    FastDropout,
+    RepeatBias,
+    distinct,
+    full_softmax_loss,
+    last_states,
+    seen_so_far,
+)
 from sidrec.types import CatalogueContext, Floats, HistoryBatch, Ints, SemanticIds
 
 CHEAP_PRODUCTS = 16
@@ -85,10 +95,20 @@ class CausalConfig:
             )
 
 
+class Seen(NamedTuple):
+    """Distinct items of each history, and how they meet its state."""
+
+    rows: Tensor
+    """(B, S) catalogue rows, −1 for none."""
+    products: Tensor
+    """(B, S) state · item."""
+
+
 class State(NamedTuple):
     """What a beam needs: the encoded histories, and the symbols and node of each beam so far."""
 
     states_B1D: Tensor
+    seen: Seen
     symbols_BWl: Tensor | None
     nodes_BW: Tensor
 
@@ -133,7 +153,8 @@ class Causal(nn.Module):
             DepthLevel(level, self.widths, config) for level in range(num_levels)
         )
         self.tree = IdTree(symbols_NL, self.widths)
-        self._cached_nodes: tuple[Any, list[Tensor]] = (None, [])
+        self.repeat_bias = RepeatBias()
+        self._cached_tables: tuple[Any, Any] = (None, None)
 
     @classmethod
     def build(cls, context: CatalogueContext, config: CausalConfig) -> Self:
@@ -183,7 +204,8 @@ class Causal(nn.Module):
         symbols_PL = self.symbols_NL[targets_P]
         parents_L = [self.tree.parents_of(level, targets_P) for level in range(len(self.codes))]
         nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
-        logits_L = self.path_logits(states_PD, symbols_PL, parents_L, nodes_L)
+        seen = seen_of(states_PD, seen_so_far(batch)[real], table_ND)
+        logits_L = self.path_logits(states_PD, symbols_PL, parents_L, nodes_L, seen)
         if self.config.legal_softmax:
             logits_L = [
                 x_PV.masked_fill(~self.tree.legal(level, parents_P), -torch.inf)
@@ -193,7 +215,9 @@ class Causal(nn.Module):
         parts = {f"level{level}_nats": nats.detach() for level, nats in enumerate(nats_L)}
         loss = nats_L.sum()
         if self.config.item_loss_weight:
-            item_nats = full_softmax_loss(states_PD, table_ND, targets_P)
+            item_nats = full_softmax_loss(
+                states_PD, table_ND, targets_P, seen.rows, self.repeat_bias()
+            )
             parts["item_nats"] = item_nats.detach()
             loss = loss + self.config.item_loss_weight * item_nats
         return loss, parts
@@ -201,7 +225,8 @@ class Causal(nn.Module):
     @torch.inference_mode()
     def item_scores(self, batch: HistoryBatch) -> Tensor:
         """(B, N) logits of the item softmax; for comparison, generation does not use them."""
-        return self.history_states(batch).float() @ self.item_table().float().T
+        logits_BN = self.history_states(batch).float() @ self.item_table().float().T
+        return self.repeat_bias.add(logits_BN, distinct(batch.last(self.max_length)))
 
     def path_logits(
         self,
@@ -209,10 +234,11 @@ class Causal(nn.Module):
         symbols_PL: Tensor,
         parents_L: list[Tensor],
         nodes_L: list[Tensor],
+        seen: Seen,
     ) -> list[Tensor]:
         """L float32 tensors (P, V): logits of each level along the path of given IDs."""
         return [
-            self.logits(level, states_PD, symbols_PL[..., :level], parents_L[level], nodes_L)
+            self.logits(level, states_PD, symbols_PL[..., :level], parents_L[level], nodes_L, seen)
             for level in range(len(self.codes))
         ]
 
@@ -230,7 +256,13 @@ class Causal(nn.Module):
     # ------------------------------------------------------------------ generation
 
     def logits(
-        self, level: int, states: Tensor, symbols: Tensor, parents: Tensor, nodes_L: list[Tensor]
+        self,
+        level: int,
+        states: Tensor,
+        symbols: Tensor,
+        parents: Tensor,
+        nodes_L: list[Tensor],
+        seen: Seen,
     ) -> Tensor:
         """(…, V) float32 logits of one level: states (…, D), symbols so far (…, level), and the
         node (…) of that prefix, −1 where the catalogue has none.
@@ -241,23 +273,36 @@ class Causal(nn.Module):
             return logits
         nodes = self.tree.below(level, parents)
         met = dot_products(states, nodes_L[level], nodes)
-        return logits + met + self.tree.log_counts(level)[nodes]
+        counts = self.tree.counts(level)[nodes]
+        below = self.tree.parents_of(level, seen.rows.clamp_min(0))
+        symbols_S = self.symbols_NL[seen.rows.clamp_min(0), level]
+        if parents.ndim == 2:  # (B, W) beams share the (B, S) items of their history
+            below, symbols_S = below[:, None], symbols_S[:, None].expand(-1, parents.shape[1], -1)
+            seen = Seen(seen.rows[:, None], seen.products[:, None])
+        here = ((below == parents[..., None]) & (seen.rows >= 0)).float()
+        num_seen = torch.zeros_like(logits).scatter_add(-1, symbols_S, here)
+        products = torch.zeros_like(logits).scatter_add(-1, symbols_S, here * seen.products)
+        lost = -torch.expm1(self.repeat_bias())  # of a seen item: 1 - e^b
+        rest = counts - lost * num_seen
+        moved = lost * (num_seen * met - products) / rest.clamp_min(1e-3)
+        met = met + moved.masked_fill(num_seen >= counts, 0.0)  # all below seen: the mean stays
+        return logits + met + rest.clamp_min(1e-6).log()
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`; forgets the node vectors, since fused optimisers leave no trace."""
-        self._cached_nodes = (None, [])
+        """As `nn.Module.train`; forgets the kept tables, since fused optimisers leave no trace."""
+        self._cached_tables = (None, None)
         return super().train(mode)
 
-    def node_vectors(self) -> list[Tensor]:
-        """L tables (M, D) of mean items under each node; kept until a weight changes."""
-        if not self.config.node_vectors:
-            return []
+    def served_tables(self) -> tuple[Tensor, list[Tensor]]:
+        """Items (N, D) and the L node tables (M + 1, D); kept until a weight changes."""
         weights = [self.project.weight, *([] if self.items is None else [self.items.weight])]
         key = [(w.data_ptr(), w._version) for w in weights]
-        if self._cached_nodes[0] != key:
+        if self._cached_tables[0] != key:
             with torch.no_grad():
-                self._cached_nodes = key, self.tree.means(self.item_table().float())
-        return self._cached_nodes[1]
+                table_ND = self.item_table().float()
+                nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
+                self._cached_tables = key, (table_ND, nodes_L)
+        return self._cached_tables[1]
 
     def log_probs(self, batch: HistoryBatch, codes_BKL: Tensor) -> Tensor:
         """(B, K) natural log-probability of whole IDs, softmax over the whole codebook."""
@@ -270,15 +315,17 @@ class Causal(nn.Module):
             parents_BK = self.tree.child(level, parents_BK, symbols_BKL[..., level])
         states_BD = self.history_states(batch)
         states_BKD = states_BD[:, None].expand(-1, codes_BKL.shape[1], -1)
-        nodes_L = self.tree.means(self.item_table()) if self.config.node_vectors else []
-        return -self.nats(
-            self.path_logits(states_BKD, symbols_BKL, parents_L, nodes_L), symbols_BKL
-        ).sum(-1)
+        table_ND = self.item_table()
+        nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
+        seen = seen_of(states_BD, distinct(batch.last(self.max_length)), table_ND)
+        logits_L = self.path_logits(states_BKD, symbols_BKL, parents_L, nodes_L, seen)
+        return -self.nats(logits_L, symbols_BKL).sum(-1)
 
     def start(self, batch: HistoryBatch) -> State:
         """Encode each history once."""
-        states_B1D = self.history_states(batch)[:, None]
-        return State(states_B1D, None, batch.lengths_B.new_zeros(len(states_B1D), 1))
+        states_BD = self.history_states(batch)
+        seen = seen_of(states_BD, distinct(batch.last(self.max_length)), self.served_tables()[0])
+        return State(states_BD[:, None], seen, None, batch.lengths_B.new_zeros(len(states_BD), 1))
 
     def step(
         self, state: State, codes_BW: Tensor | None, parents_BW: Tensor | None
@@ -299,9 +346,11 @@ class Causal(nn.Module):
             nodes_BW = self.tree.child(level, state.nodes_BW.gather(1, parents_BW), codes_BW)
         level = symbols_BWl.shape[-1]
         logits_BWV = self.logits(
-            level, state.states_B1D, symbols_BWl, nodes_BW, self.node_vectors()
+            level, state.states_B1D, symbols_BWl, nodes_BW, self.served_tables()[1], state.seen
         )
-        return logits_BWV, State(state.states_B1D, symbols_BWl if level else None, nodes_BW)
+        return logits_BWV, State(
+            state.states_B1D, state.seen, symbols_BWl if level else None, nodes_BW
+        )
 
 
 class IdTree(nn.Module):
@@ -324,7 +373,6 @@ class IdTree(nn.Module):
             arrays = {
                 "below": below,
                 "counts": counts,
-                "log_counts": np.log(counts),
                 "nodes": nodes_N.reshape(-1),
                 "parents": parents_N,
             }
@@ -340,15 +388,15 @@ class IdTree(nn.Module):
         """Node, one level up, under which the items `rows` have their symbol of `level`."""
         return self.of("parents", level)[rows]
 
-    def log_counts(self, level: int) -> Tensor:
-        """(M + 1,) natural log of the items under each node; 0 for the unknown one."""
-        return self.of("log_counts", level)
+    def counts(self, level: int) -> Tensor:
+        """(M + 1,) float32 items under each node; 1 for the unknown one."""
+        return self.of("counts", level)
 
     def means(self, table_ND: Tensor) -> list[Tensor]:
         """L tables (M + 1, D): mean row of the items under each node; 0 for the unknown one."""
         tables = []
         for level, nodes_N in enumerate(self.of("nodes", level) for level in range(len(self))):
-            counts_M = self.of("counts", level)
+            counts_M = self.counts(level)
             sums_MD = table_ND.new_zeros(len(counts_M), table_ND.shape[1])
             tables.append(sums_MD.index_add(0, nodes_N, table_ND) / counts_M[:, None])
         return tables
@@ -363,10 +411,16 @@ class IdTree(nn.Module):
 
     def legal(self, level: int, parents: Tensor) -> Tensor:
         """(…, V) bool: symbols that continue some ID of the catalogue."""
-        return self.of("below", level)[parents] < len(self.of("counts", level)) - 1
+        return self.of("below", level)[parents] < len(self.counts(level)) - 1
 
     def __len__(self) -> int:
         return sum(name.startswith("below") for name in self._buffers)
+
+
+def seen_of(states_PD: Tensor, rows_PS: Tensor, table_ND: Tensor) -> Seen:
+    """Seen items (P, S), −1 for none, and their products with the states."""
+    items_PSD = F.embedding(rows_PS.clamp_min(0), table_ND)
+    return Seen(rows_PS, (items_PSD @ states_PD[..., None])[..., 0].float())
 
 
 def dot_products(states: Tensor, table_MD: Tensor, rows: Tensor) -> Tensor:

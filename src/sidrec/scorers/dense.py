@@ -6,7 +6,8 @@ in training are scored through their vector alone, so this scorer has no cold-st
 
 Source:   UniSRec (arXiv:2206.05941) and the text tower of EnsRec (arXiv:2512.17820); the dense
           head of LIGER (arXiv:2411.18814). Exact softmax over the catalogue at every position.
-Differs:  one linear projection of frozen vectors instead of a mixture-of-experts adaptor.
+Differs:  a learnt bias on items of the history (`RepeatBias`); one linear projection of frozen
+          vectors instead of a mixture-of-experts adaptor.
 Cost:     O(P N D + N V D) a step for P target positions and vectors of width V.
 Shapes:   B requests, T history length, D width, N items, P target positions, V vector width.
 """
@@ -21,7 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.transformer import CausalTransformer, FastDropout, full_softmax_loss, last_states
+from sidrec.transformer import (
+    CausalTransformer,
+    FastDropout,
+    RepeatBias,
+    distinct,
+    full_softmax_loss,
+    last_states,
+    seen_so_far,
+)
 from sidrec.types import CatalogueContext, Floats, HistoryBatch
 
 
@@ -74,6 +83,7 @@ class Dense(nn.Module):
         self.items = nn.Embedding(num_items, config.width) if config.item_embedding else None
         if self.items is not None:
             nn.init.normal_(self.items.weight, std=0.02)
+        self.repeat_bias = RepeatBias()
         self.dropout = FastDropout(config.input_dropout)
         self.encoder = CausalTransformer(
             width=config.width,
@@ -110,7 +120,11 @@ class Dense(nn.Module):
         table_ND = self.item_table()
         real = batch.targets_BT >= 0
         loss = full_softmax_loss(
-            self.states(batch, table_ND)[real], table_ND, batch.targets_BT[real]
+            self.states(batch, table_ND)[real],
+            table_ND,
+            batch.targets_BT[real],
+            seen_so_far(batch)[real],
+            self.repeat_bias(),
         )
         return loss, {"item_nats": loss.detach()}
 
@@ -120,4 +134,4 @@ class Dense(nn.Module):
         batch = batch.last(self.max_length)
         table_ND = self.item_table()
         states_BD = last_states(self.states(batch, table_ND), batch.lengths_B)
-        return states_BD.float() @ table_ND.float().T
+        return self.repeat_bias.add(states_BD.float() @ table_ND.float().T, distinct(batch))

@@ -5,8 +5,8 @@ times the (tied) embedding of j. Loss at every position, exact cross-entropy ove
 
 Source:   Kang & McAuley 2018 (arXiv:1808.09781); full softmax and settings as in the re-runs of
           arXiv:2508.06450 (eSASRec) and arXiv:2508.14910 (SASRec++).
-Differs:  learnt bias per distance instead of absolute positions; pre-norm; GELU; no BCE with one
-          negative (the weak published row) since the softmax is what makes SASRec strong.
+Differs:  a learnt bias on items of the history (`RepeatBias`); learnt bias per distance instead of
+          absolute positions; pre-norm; GELU; no loss with one negative (the weak published row).
 Cost:     O(P N D) a step for P target positions; 12,101 items and width 128 train at about
           20,000 targets a second on two cores.
 Shapes:   B requests, T history length, D width, N items, P target positions.
@@ -21,7 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.errors import ConfigError
-from sidrec.transformer import CausalTransformer, FastDropout, full_softmax_loss, last_states
+from sidrec.transformer import (
+    CausalTransformer,
+    FastDropout,
+    RepeatBias,
+    distinct,
+    full_softmax_loss,
+    last_states,
+    seen_so_far,
+)
 from sidrec.types import CatalogueContext, HistoryBatch
 
 
@@ -65,6 +73,7 @@ class SASRec(nn.Module):
         self.max_length = config.max_length
         self.items = nn.Embedding(num_items, config.width)
         nn.init.normal_(self.items.weight, std=0.02)
+        self.repeat_bias = RepeatBias()
         self.dropout = FastDropout(config.input_dropout)
         self.encoder = CausalTransformer(
             width=config.width,
@@ -93,7 +102,11 @@ class SASRec(nn.Module):
         assert batch.targets_BT is not None
         real = batch.targets_BT >= 0
         loss = full_softmax_loss(
-            self.states(batch)[real], self.items.weight, batch.targets_BT[real]
+            self.states(batch)[real],
+            self.items.weight,
+            batch.targets_BT[real],
+            seen_so_far(batch)[real],
+            self.repeat_bias(),
         )
         return loss, {"item_nats": loss.detach()}
 
@@ -102,4 +115,4 @@ class SASRec(nn.Module):
         """(B, N) logits of the next item."""
         batch = batch.last(self.max_length)
         states_BD = last_states(self.states(batch), batch.lengths_B)
-        return states_BD.float() @ self.items.weight.T
+        return self.repeat_bias.add(states_BD.float() @ self.items.weight.T, distinct(batch))
