@@ -22,7 +22,6 @@ num_codes = 8
 name = "causal"
 width = 16
 depth_hidden = 16
-num_prefix_buckets = 64
 [generator.train]
 epochs = 2
 batch_positions = 256
@@ -36,6 +35,8 @@ width = 16
 [scorers.train]
 epochs = 2
 batch_positions = 256
+[hybrid]
+members = ["generator", "dense", "transition_graph"]
 [decoding]
 beam_width = 20
 """

@@ -87,13 +87,15 @@ def test_no_stage_before_evaluation_sees_a_test_target():
     settings = config.parse(
         recipe.RunConfig,
         {
-            "embedding": {"name": "lsa", "dim": 4},
+            "embedding": {"name": "fusion", "lsa": {"dim": 4}, "collaborative": {"dim": 4}},
             "tokenizer": {"name": "residual_kmeans", "num_codes": 4},
             "generator": {"name": "causal", "width": 8, "train": {"epochs": 1}},
             "scorers": [
                 {"name": "popularity"},
+                {"name": "transition_graph"},
                 {"name": "dense", "width": 8, "train": {"epochs": 1}},
             ],
+            "hybrid": {"members": ["generator", "dense", "transition_graph"]},
         },
     )
     fitted = [pipeline.fit(sidrec.read(table, items), settings) for table in (events, moved)]
@@ -121,7 +123,7 @@ def test_a_plan_counts_and_trains_nothing(tiny):
 
 
 def test_a_recipe_must_name_a_hybrid_scorer_that_exists():
-    with pytest.raises(ConfigError, match="members names 'dense'"):
+    with pytest.raises(ConfigError, match="members names 'sasrec'"):
         config.parse(recipe.RunConfig, {"scorers": ["popularity"]})
 
 
@@ -139,3 +141,18 @@ def test_the_hybrid_is_at_least_as_good_on_validation_as_its_better_part(tiny):
     )
     parts = max(reports[name].value("ndcg@10") for name in ("causal", "dense"))
     assert reports["hybrid"].value("ndcg@10") >= parts - 1e-9
+    assert reports["causal"].protocol.beam == 20
+    assert reports["hybrid"].protocol.beam == 100  # its pool widens the search
+
+
+def test_systems_to_measure_are_named_as_for_recommending(tiny):
+    run, settings = tiny.run, recipe.load_config(tiny.recipe)
+
+    def measured(*names):
+        return pipeline.evaluate_systems(
+            run.recommender, run.dataset, run.split, settings=settings, systems=names
+        )
+
+    assert set(measured("generator")) == {"causal"}
+    with pytest.raises(ConfigError, match="no system 'casual'"):
+        measured("casual")

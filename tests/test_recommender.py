@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import sidrec
+from sidrec import fitted
 from sidrec.errors import ArtifactError, ConfigError, DataError
 from sidrec.types import Histories
 
@@ -89,6 +90,12 @@ def test_an_unknown_item_is_named_or_skipped_and_counted(recommender, history):
     assert skipped.drop("skipped").equals(recommender.recommend(history))
 
 
+def test_requests_of_one_user_are_counted_apart(recommender, history):
+    asked = [[*history, "nope"], ["nope", "no", history[0]]]
+    frame = recommender.recommend(histories=asked, user_ids=["a", "a"], k=2, unknown="skip")
+    assert frame["skipped"].to_list() == [1, 1, 2, 2]
+
+
 def test_an_empty_history_is_answered_by_popularity_and_says_so(recommender, history):
     frame = recommender.recommend(histories=[[], history], k=3)
     assert frame.filter(pl.col("user_id") == "0")["source"].unique().to_list() == ["popularity"]
@@ -137,6 +144,36 @@ def test_added_items_can_be_recommended_and_no_old_id_moves(recommender, history
     with pytest.raises(DataError, match="already"):
         larger.add_items(table)
     assert len(recommender.items) == num_old
+
+
+@pytest.mark.parametrize("system", ["causal", "dense", "hybrid"])
+def test_the_twin_of_a_systems_first_choice_is_recommended_too(recommender, history, system):
+    members = recommender.hybrid.members
+    shares = replace(recommender.hybrid, weights=(0.4, 0.4, 0.2)[: len(members)])
+    recommender = replace(recommender, hybrid=shares)
+    first = recommender.recommend(history, k=1, system=system)["item_id"][0]
+    row = recommender.items.row_of[first]
+    table = recommender.items.attributes[row].with_columns(pl.Series("item_id", ["twin"]))
+    larger = recommender.add_items(table)
+    listed = larger.recommend(history, k=99, system=system)["item_id"].to_list()
+    assert listed.index("twin") < len(listed) / 4
+    assert set(larger.recommend([*history, "twin"], k=99, system=system)["item_id"]) < set(listed)
+
+
+def test_adding_items_leaves_the_models_that_serve_where_they_are(recommender, monkeypatch):
+    moved = []
+    for part in (recommender.generator, recommender.scorers["dense"]):
+        monkeypatch.setattr(part.value, "_apply", lambda *a, **k: moved.append(a))
+    recommender.add_items(pl.DataFrame({"item_id": ["new"], "title": ["a new thing"]}))
+    assert not moved
+
+
+def test_nearest_items_do_not_depend_on_the_size_of_a_block(monkeypatch):
+    vectors = np.random.default_rng(0).integers(-2, 3, (30, 3)).astype(np.float32)  # with ties
+    whole = fitted.nearest_items(vectors[:7], vectors, 5)
+    monkeypatch.setattr(fitted, "BLOCK_CELLS", 60)
+    np.testing.assert_array_equal(fitted.nearest_items(vectors[:7], vectors, 5), whole)
+    assert (whole[:, 0] <= np.arange(7)).all()
 
 
 def test_a_new_item_with_the_text_of_an_old_one_scores_close_to_it(recommender, history):

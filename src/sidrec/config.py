@@ -139,7 +139,9 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def with_seed(config: Any, seed: int) -> Any:
-    """The config with the run's seed where it has one."""
+    """The config with the run's seed where it has one. ConfigError where it is no seed."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number in [0, 2^32), got {seed}")
     has_seed = is_dataclass(config) and any(f.name == "seed" for f in fields(config))
     return replace(config, seed=seed) if has_seed else config  # type: ignore[type-var]
 

@@ -71,7 +71,7 @@ def _condition(name: Any, op: Any, value: Any, attributes: pl.DataFrame) -> Bool
         near = difflib.get_close_matches(str(name), attributes.columns, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"have {attributes.columns}"
         raise ConfigError(f"filter: items have no attribute {name!r}; {hint}")
-    if op not in _OPS:
+    if not isinstance(op, str) or op not in _OPS:
         raise ConfigError(f"filter: no op {op!r}; have {list(_OPS)}")
     if op == "in" and not isinstance(value, list):
         raise ConfigError(f"filter on {name}: op 'in' needs a list of values, got {value!r}")

@@ -25,6 +25,8 @@ from sidrec.types import CatalogueContext, Floats, Ints
 
 NUM_NEIGHBOURS = 8
 """A weight row of a new item starts as the mean over this many old items of nearest vectors."""
+BLOCK_CELLS = 4_000_000
+"""Similarities that exist at one time."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,7 +90,7 @@ def grow(old: nn.Module, new: nn.Module, num_old: int, nearest_MK: Ints) -> nn.M
     target = new.state_dict()
     num_new = num_old + len(nearest_MK)
     for name, weights in old.state_dict().items():
-        place = target[name]
+        place, weights = target[name], weights.cpu()  # `old` may be serving from a GPU: not moved
         if place.shape == weights.shape:
             place.copy_(weights)
         elif len(place) == num_new and len(weights) == num_old:
@@ -101,9 +103,13 @@ def grow(old: nn.Module, new: nn.Module, num_old: int, nearest_MK: Ints) -> nn.M
 
 def nearest_items(vectors_MD: Floats, vectors_ND: Floats, k: int = NUM_NEIGHBOURS) -> Ints:
     """(M, k) rows of the k items with the highest cosine similarity, best first; k <= N."""
-    k = min(k, len(vectors_ND))
-    similar_MN = _unit(vectors_MD) @ _unit(vectors_ND).T
-    return np.argsort(-similar_MN, axis=1, kind="stable")[:, :k].astype(np.int64)
+    unit_MD, unit_ND = _unit(vectors_MD), _unit(vectors_ND)
+    rows_MK = np.empty((len(unit_MD), min(k, len(unit_ND))), dtype=np.int64)
+    for start in range(0, len(unit_MD), step := max(1, BLOCK_CELLS // len(unit_ND))):
+        similar_BN = unit_MD[start : start + step] @ unit_ND.T
+        order_BN = np.argsort(-similar_BN, axis=1, kind="stable")
+        rows_MK[start : start + step] = order_BN[:, : rows_MK.shape[1]]
+    return rows_MK
 
 
 def _unit(vectors: Floats) -> Floats:

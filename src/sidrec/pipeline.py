@@ -168,7 +168,7 @@ def evaluate_systems(
     examples = parts.test if part == "test" else parts.valid
     shared = bool((recommender.ids.group_sizes_N > 1).any())
     reports: dict[str, Report] = {}
-    for name in systems or recommender.systems[::-1]:
+    for name in map(recommender.system_named, systems or recommender.systems[::-1]):
         stage = f"evaluate {name}"
         on_event({"stage": stage, "message": f"{len(examples):,} examples"})
         reports[name] = evaluate(
@@ -219,11 +219,12 @@ def _answers(recommender: Recommender, name: str, k: int) -> dict[str, Any]:
     """How `evaluate` asks one system: all scores where it has them, else ranked lists."""
     if name in recommender.scorers:
         return {"scores": lambda b: recommender.scores(name, b.to(recommender.device))}
+    fused = recommender.hybrid if name == "hybrid" else None
     return {
         "candidates": lambda b, k, seen: recommender.answer(
             name, b.to(recommender.device), k, exclude=seen
         ),
-        "beam": max(recommender.beam_width, k),
+        "beam": max(recommender.beam_width, k, fused.pool if fused else 0),
     }
 
 
@@ -237,7 +238,8 @@ class _Fit:
         self.writes = int(os.environ.get("RANK", "0")) == 0  # set by torchrun
         self.run_dir = run_dir
         self.device = choose_device(settings.device)
-        on_event({"stage": "data", "message": describe(dataset)})
+        for message in (*dataset.notes, describe(dataset)):
+            on_event({"stage": "data", "message": message})
         self.split = split(dataset, settings.split.rule)
         on_event({"stage": "split", "message": self.split.rule})
 

@@ -25,9 +25,17 @@ def choose_device(name: str) -> torch.device:
     """'auto' is CUDA where there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} was asked for, but torch sees no CUDA device; use auto")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device {name!r}: have auto, cpu, cuda and cuda:<n>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"no device {name!r}: have auto, cpu, cuda and cuda:<n>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA "
+            "devices; use auto"
+        )
     return device
 
 

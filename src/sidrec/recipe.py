@@ -19,7 +19,12 @@ from sidrec.training_config import TrainConfig
 from sidrec.types import Dataset
 
 SMALL_STEPS = TrainConfig(
-    epochs=8, batch_positions=768, weight_decay=0.1, validate_every_epochs=2.0, patience=3
+    epochs=8,
+    batch_positions=768,
+    learning_rate=2e-3,
+    weight_decay=0.1,
+    validate_every_epochs=2.0,
+    patience=3,
 )
 """Many small steps: hundreds of positions learn faster a second than thousands."""
 TRAINING: dict[str, TrainConfig] = {

@@ -125,7 +125,7 @@ class Recommender:
         users = [str(i) for i in range(len(rows))] if user_ids is None else list(user_ids)
         if len(users) != len(rows):
             raise DataError(f"recommend got {len(users)} user_ids for {len(rows)} histories")
-        name = self._system(system)
+        name = self.system_named(system)
         keep_N = self._kept(exclude, allow, where)
         parts = []
         for start in range(0, len(rows), BLOCK_REQUESTS):
@@ -144,12 +144,8 @@ class Recommender:
                     keep_N=keep_N,
                 )
                 parts.append((start + places, found, source))
-        frame = self._frame(parts, users)
-        if unknown == "skip":
-            lost = [len(request) - len(r) for request, r in zip(asked, rows, strict=True)]  # type: ignore[arg-type]
-            counts = pl.DataFrame({"user_id": users, "skipped": lost})
-            frame = frame.join(counts, on="user_id", how="left", maintain_order="left")
-        return frame
+        lost = [len(request) - len(r) for request, r in zip(asked, rows, strict=True)]  # type: ignore[arg-type]
+        return self._frame(parts, users, lost if unknown == "skip" else None)
 
     def candidates(
         self,
@@ -164,7 +160,7 @@ class Recommender:
 
         Every history must hold at least one item, except for `system="popularity"`.
         """
-        name = self._system(system)
+        name = self.system_named(system)
         longest = self.max_length(name)
         batch = HistoryBatch.from_histories(histories, max_length=longest).to(self.device)
         return self.answer(name, batch, k, exclude, keep_N)
@@ -199,7 +195,7 @@ class Recommender:
             rules = Rules(keep_N=keep_N, exclude=exclude)
         return beam_search(
             self.generator.value,
-            latest(batch, self.generator.value.max_length),
+            batch.last(self.generator.value.max_length),
             self.index,
             k=k,
             beam_width=self.beam_width,
@@ -216,7 +212,7 @@ class Recommender:
             self.generate,
             lambda batch, rows_BP: item_log_probs(
                 model,
-                latest(batch, model.max_length),
+                batch.last(model.max_length),
                 self.index,
                 rows_BP,
                 renormalise=self.renormalise,
@@ -230,7 +226,7 @@ class Recommender:
             counts = torch.from_numpy(self.train_counts_N).float().to(self.device)
             return counts.expand(batch.num_requests, -1)
         scorer = self.scorers[system].value
-        scores_BN = scorer.scores(latest(batch, scorer.max_length))
+        scores_BN = scorer.scores(batch.last(scorer.max_length))
         missing = len(self.items) - scores_BN.shape[1]
         return torch.nn.functional.pad(scores_BN, (0, missing), value=-torch.inf)
 
@@ -293,8 +289,7 @@ class Recommender:
             if not isinstance(fitted.value, torch.nn.Module):
                 return fitted
             larger = type(fitted.value).build(context, fitted.config)
-            grow(fitted.value.cpu(), larger, len(self.items), nearest_MK)
-            fitted.value.to(self.device)
+            grow(fitted.value, larger, len(self.items), nearest_MK)
             return replace(fitted, value=larger.to(self.device))
 
         new_rows = np.arange(len(self.items), len(items))
@@ -342,7 +337,8 @@ class Recommender:
 
     # ---------------------------------------------------------------- pieces
 
-    def _system(self, name: str | None) -> str:
+    def system_named(self, name: str | None) -> str:
+        """The system that a caller's word means. ConfigError names those there are."""
         if name is None:
             return self.systems[0]
         name = self.generator.name if name == "generator" else name
@@ -385,7 +381,10 @@ class Recommender:
         return keep_N
 
     def _frame(
-        self, parts: Sequence[tuple[Ints, Candidates, str]], users: Sequence[str]
+        self,
+        parts: Sequence[tuple[Ints, Candidates, str]],
+        users: Sequence[str],
+        skipped: Sequence[int] | None,
     ) -> pl.DataFrame:
         rows: list[tuple[int, dict[str, Any]]] = []
         for places, found, source in parts:
@@ -399,7 +398,11 @@ class Recommender:
                     values = (*values, self.titles[item], score, codes, source)
                     rows.append((place, dict(zip(SCHEMA, values, strict=True))))
         rows.sort(key=lambda row: row[0])
-        return pl.DataFrame([row for _, row in rows], schema=SCHEMA)
+        frame = pl.DataFrame([row for _, row in rows], schema=SCHEMA)
+        if skipped is None:
+            return frame
+        counts = pl.Series("skipped", [skipped[place] for place, _ in rows], dtype=pl.Int64)
+        return frame.with_columns(counts)
 
 
 SCHEMA: dict[str, Any] = {
@@ -474,17 +477,6 @@ def items_of(table: pl.DataFrame) -> Items:
             f"{table.columns}"
         )
     return Items(as_ids(table["item_id"]), table)
-
-
-def latest(batch: HistoryBatch, max_length: int) -> HistoryBatch:
-    """The same histories cut to their last `max_length` events."""
-    if batch.items_BT.shape[1] <= max_length:
-        return batch
-    lengths_B = batch.lengths_B.clamp(max=max_length)
-    index_BT = (batch.lengths_B - lengths_B)[:, None] + torch.arange(
-        max_length, device=lengths_B.device
-    )
-    return HistoryBatch(batch.items_BT.gather(1, index_BT), lengths_B)
 
 
 def top_items(

@@ -109,6 +109,29 @@ def test_odd_but_usable_data_are_fitted(titles, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "cause"),
+    [("--device", "gpu", "no device 'gpu'"), ("--device", "mps", "no device 'mps'"),
+     ("--seed", "-1", "seed must be")],
+)  # fmt: skip
+def test_a_bad_option_stops_a_fit_with_one_line(option, value, cause, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pl.DataFrame(EVENTS).write_parquet("events.parquet")
+    (tmp_path / "recipe.toml").write_text('[data]\ninteractions = "events.parquet"\n')
+    code, out, err = call(capfd, "fit", "recipe.toml", option, value)
+    assert code == 2 and cause in err and "Traceback" not in err + out
+    assert {path.name for path in tmp_path.iterdir()} == {"events.parquet", "recipe.toml"}
+
+
+def test_events_of_unknown_items_stop_with_one_line_and_their_rows(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pl.DataFrame(EVENTS).write_parquet("events.parquet")
+    pl.DataFrame({"item_id": [f"i{n}" for n in range(8)]}).write_parquet("items.parquet")
+    code, out, err = call(capfd, "init", "events.parquet", "items.parquet")
+    assert code == 2 and "Traceback" not in err + out
+    assert "['i8']" in err and "rows" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("text", "cause"),
     [
         ("nme = 'x'\n", "did you mean 'name'"),

@@ -136,7 +136,11 @@ def test_an_item_one_member_never_heard_of_is_not_lost_but_comes_last_for_that_m
 
     members = [MEMBERS[0], scorer_member(knows_half)]
     alone = fuse(members, hybrid(0, 1), batch, NUM_ITEMS)
-    assert (alone.rows_BK.max(axis=1) < NUM_ITEMS // 2).all()
+    half = NUM_ITEMS // 2
+    x = knows_half(batch)[:, :half]
+    assert np.array_equal(alone.rows_BK[:, :half], x.argsort(dim=1, descending=True))
+    x = log_softmax(1, batch)[:, half:]  # what nobody with a weight knows follows, none is lost
+    assert np.array_equal(alone.rows_BK[:, half:], half + x.argsort(dim=1, descending=True))
     listed = fuse(members, hybrid(0.5, 0.5), batch, NUM_ITEMS)
     assert (np.sort(listed.rows_BK, axis=1) == np.arange(NUM_ITEMS)).all()
     x = knows_half(batch).double().log_softmax(1)

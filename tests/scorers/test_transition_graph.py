@@ -77,6 +77,16 @@ def test_edges_are_the_training_moves_and_nothing_else(context):
     assert set(zip(*np.nonzero(graph), strict=True)) == allowed  # none across two users
 
 
+def test_an_item_added_after_the_fit_leads_nowhere(context):
+    scorer = TransitionGraph.build(context, TransitionGraphConfig(start_decay=1.0))
+    with_new, without = ([1, NUM_ITEMS], [2]), ([1], [2])
+    new, old = (
+        scorer.scores(HistoryBatch.from_histories(Histories.from_lists(h), max_length=3))
+        for h in (with_new, without)
+    )
+    assert torch.equal(new, old)
+
+
 def test_features_off_is_a_markov_chain_whose_rows_sum_to_one(context):
     config = TransitionGraphConfig(
         window=1, hops=1, num_starts=1, feature_power=0, popularity_weight=0

@@ -81,7 +81,7 @@ def command(
 def read_requests(path: Path) -> list[dict[str, Any]]:
     """Requests of a JSON-lines file. DataError names the line that is not one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable UTF-8 file") from error
     requests = []

@@ -13,7 +13,8 @@ Source:   EnsRec (arXiv:2512.17820), plain and standardised sums of independent 
           reciprocal rank fusion, Cormack et al. 2009.
 Differs:  weights are chosen on validation; a pool instead of the catalogue; a generator may be a
           member; an item some member has never heard of gets that member's lowest score in the
-          pool, so that new items are not lost, provided another member with a weight knows it.
+          pool, and one that only members without a weight know comes after all others, so that
+          new items are never lost.
 Cost:     the members' own search, plus one pass of each over at most M × pool items a request.
 Shapes:   B requests, Q examples, M members, P items of the pool, K returned items, N items.
 """
@@ -152,7 +153,23 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def fused_scores(values_MBP: Tensor, weights: Sequence[float]) -> Tensor:
-    """(B, P) weighted sum of what `RULES` made of each member's log-probabilities."""
+    """(B, P) weighted sum of what `RULES` made of each member's log-probabilities.
+
+    Items that only members without a weight know follow the rest, in the order of their plain sum.
+    """
+    total_BP = _weighted_sum(values_MBP, weights)
+    lost_BP = (total_BP == -torch.inf) & (values_MBP > -torch.inf).any(dim=0)
+    if not lost_BP.any():
+        return total_BP
+    rest_BP = _weighted_sum(values_MBP, [float(not weight) for weight in weights])
+    first_B1 = rest_BP.masked_fill(~lost_BP, -torch.inf).amax(dim=1, keepdim=True)
+    last_B1 = total_BP.masked_fill(total_BP == -torch.inf, torch.inf).amin(dim=1, keepdim=True)
+    last_B1 = last_B1.masked_fill(last_B1 == torch.inf, 0)
+    return torch.where(lost_BP, rest_BP - first_B1 + last_B1 - 1, total_BP)
+
+
+def _weighted_sum(values_MBP: Tensor, weights: Sequence[float]) -> Tensor:
+    """(B, P) sum over members with a weight, −inf where none of them knows the item."""
     weighted = [(w, values_MBP[m]) for m, w in enumerate(weights) if w > 0]
     known_BP = torch.stack([v > -torch.inf for _, v in weighted]).any(dim=0)
     total_BP = torch.zeros_like(values_MBP[0])
@@ -260,11 +277,11 @@ def tune_weights(
 ) -> Tuned:
     """The weights with the best NDCG@k on validation examples, from one pass of the members.
 
-    The grid holds every split of 1 into multiples of 1 / `steps` (20 for two members, else 10).
+    The grid holds every split of 1 into multiples of 1 / `steps` (20 for two members, 10 for three, 5 for more).
     Equal values go to the weights nearest to equal shares; score ties count against the target.
     """
     names, num = tuple(names), len(examples)
-    steps = steps or (20 if len(members) == 2 else 10)
+    steps = steps or {2: 20, 3: 10}.get(len(members), 5)
     grid = sorted(_shares(len(members), steps), key=lambda shares: sum(s * s for s in shares))
     gains = np.zeros(len(grid))
     oracle = 0

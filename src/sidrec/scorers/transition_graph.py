@@ -114,6 +114,8 @@ class TransitionGraph:
         for s in range(config.num_starts):
             requests = np.flatnonzero(lengths_B > s)
             starts = items_BT[requests, lengths_B[requests] - 1 - s]
+            known = starts < num_items  # items added after the fit lead nowhere
+            requests, starts = requests[known], starts[known]
             flow = self.moves_NN[starts]
             weight = config.start_decay**s
             for hop in range(config.hops):

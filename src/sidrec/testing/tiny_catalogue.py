@@ -32,7 +32,6 @@ SMALL: dict[str, Any] = {
     "num_encoder_layers": 1,
     "num_decoder_layers": 1,
     "num_heads": 2,
-    "num_prefix_buckets": 64,
     "max_length": 6,
     "dropout": 0.0,
     "input_dropout": 0.0,
