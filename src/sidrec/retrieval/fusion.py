@@ -277,7 +277,8 @@ def tune_weights(
 ) -> Tuned:
     """The weights with the best NDCG@k on validation examples, from one pass of the members.
 
-    The grid holds every split of 1 into multiples of 1 / `steps` (20 for two members, 10 for three, 5 for more).
+    The grid holds every split of 1 into multiples of 1 / `steps` (20 for two members, 10 for three,
+    5 for more).
     Equal values go to the weights nearest to equal shares; score ties count against the target.
     """
     names, num = tuple(names), len(examples)
