@@ -7,9 +7,9 @@ IDs of three codes and a counter, at most 20 items read, random weights. `genera
 `prefix_allowed_tokens_fn` over a dictionary of prefixes and `renormalize_logits=True`, which is the
 score that `beam_search` uses: probabilities over legal continuations. (Without it `generate` masks
 log-probabilities of the whole vocabulary, where codes of other levels take a share.) Items and
-scores must agree before any time counts; the two take turns, all users at a time. The figure is for users
-with 20 items or more, the input that the paper's model is made for; `.any_user` for users drawn at
-random, most of whom have fewer. Needs `transformers`.
+scores must agree before any time counts; the two take turns, all users at a time. The figure is for
+users with 20 items or more, the input that the paper's model is made for; `.any_user` for users
+drawn at random, most of whom have fewer. Needs `transformers`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def linear(
         and not torch.is_autocast_enabled("cpu")
     ):
         after = "relu" if relu else "none"
-        return torch.ops.mkldnn._linear_pointwise(x, weight_OD, bias_O, after, [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight_OD, bias_O, after, [], "")
     y = F.linear(x, weight_OD, bias_O)
     return y.relu_() if relu else y
 

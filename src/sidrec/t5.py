@@ -102,10 +102,11 @@ class SelfAttention(nn.Module):
 
     def step(self, x_BWD: Tensor, bias_HP: Tensor, cache: Tensor) -> Tensor:
         """The same for one new place a beam; `cache` (2, B*W, P, H*C) takes its key and value."""
-        qkv = self.project(self.norm(x_BWD)).flatten(0, 1).unflatten(-1, (3, -1))
+        _, num_beams, num_places, inner = cache.shape
+        qkv = self.project(self.norm(x_BWD)).view(num_beams, 3, inner)
         cache[:, :, -1] = qkv[:, 1:].transpose(0, 1)
-        keys, values = cache.unflatten(-1, self.head_shape)  # (B*W, P, H, C)
-        query = qkv[:, :1].unflatten(-1, self.head_shape)
+        keys, values = cache.view(2, num_beams, num_places, *self.head_shape)
+        query = qkv[:, :1].view(num_beams, 1, *self.head_shape)
         scores = (query * keys).sum(-1) + bias_HP.T  # (B*W, P, H)
         mixed = (scores.softmax(1)[..., None] * values).sum(1)
         return x_BWD + self.out(mixed.flatten(1)).view_as(x_BWD)
@@ -132,7 +133,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_BPD: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor) -> Tensor:
         """Adds to x what the history says; the P places of one request share its keys."""
-        query = self.query(self.norm(x_BPD)).unflatten(-1, self.head_shape).transpose(1, 2)
+        num_requests, num_places, _ = x_BPD.shape
+        query = self.query(self.norm(x_BPD)).view(num_requests, num_places, *self.head_shape)
+        query = query.transpose(1, 2)
         return x_BPD + self.dropout(self.out(attend(query, key, value, mask_B11S, self.dropout)))
 
 
