@@ -350,7 +350,7 @@ class _Fit:
         return replace(fitted, hybrid=self.tuned(fitted)) if settings.hybrid.members else fitted
 
     def tuned(self, fitted: Recommender) -> Hybrid:
-        """The fusion with its weights chosen on all validation questions."""
+        """The fusion with its weights chosen on the validation questions."""
         settings = self.settings.hybrid
         names = [fitted.generator.name if n == "generator" else n for n in settings.members]
         stage = "weigh the hybrid"
@@ -358,7 +358,7 @@ class _Fit:
         tuned = tune_weights(
             [fitted.member(name) for name in names],
             names,
-            self.split.valid,
+            self.validation,
             max_length=max(fitted.max_length(name) for name in names),
             device=self.device,
             pool=settings.pool,

@@ -95,7 +95,8 @@ class HybridConfig:
     members: tuple[str, ...] = ("generator", "sasrec", "dense", "transition_graph")
     """The generator and names of configured scorers; [] for no hybrid."""
     pool: int = 100
-    """Best items that each member brings into the pool that all of them score."""
+    """Best items that each member brings into the pool. Scorers score all of it; what the generator
+    did not find counts as its worst."""
     rule: Rule = "log_probs"
     """What is summed: log_probs, z_scores or reciprocal_rank."""
 

@@ -24,7 +24,6 @@ import torch
 
 from sidrec import artifact, explore, filters
 from sidrec.decoding.beam import beam_search
-from sidrec.decoding.exact import item_log_probs
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
 from sidrec.errors import ArtifactError, ConfigError, DataError
@@ -207,17 +206,7 @@ class Recommender:
         """One system in the form that fusion asks."""
         if name != self.generator.name:
             return scorer_member(lambda batch: self.scores(name, batch))
-        model = self.generator.value
-        return generator_member(
-            self.generate,
-            lambda batch, rows_BP: item_log_probs(
-                model,
-                batch.last(model.max_length),
-                self.index,
-                rows_BP,
-                renormalise=self.renormalise,
-            ),
-        )
+        return generator_member(self.generate)
 
     @torch.inference_mode()
     def scores(self, system: str, batch: HistoryBatch) -> torch.Tensor:

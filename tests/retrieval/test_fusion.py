@@ -9,6 +9,7 @@ from sidrec.errors import ConfigError
 from sidrec.retrieval.fusion import (
     Hybrid,
     fuse,
+    fused_scores,
     generator_member,
     pooled,
     scorer_member,
@@ -252,3 +253,15 @@ def test_a_hybrid_survives_json(batch):
     assert Hybrid(**json.loads(json.dumps(made.to_dict()))) == made
     with pytest.raises(ConfigError, match="needs 3 members, got 2"):
         fuse(MEMBERS[:2], made, batch, 3)
+
+
+def test_what_a_generator_did_not_find_counts_as_its_worst():
+    found = Candidates(np.array([[4, 1, 0]]), np.array([[-0.5, -1.0, -3.0]], dtype=np.float32))
+    member = generator_member(lambda batch, k, exclude, keep_N: found)
+    batch = HistoryBatch(torch.tensor([[2]]), torch.tensor([1]))
+    opinion = member(batch, 3, None, None)
+    log_probs = opinion.log_probs(torch.tensor([[0, 1, 2, 3, 4]]))
+    assert log_probs[0].tolist() == [-3.0, -1.0, -torch.inf, -torch.inf, -0.5]
+    other = torch.tensor([[[-9.0, -9.0, -1.0, -2.0, -9.0]]]).double()
+    fused = fused_scores(torch.cat([log_probs[None], other]), (1.0, 1.0))
+    assert fused[0].tolist() == [-12.0, -10.0, -4.0, -5.0, -9.5]

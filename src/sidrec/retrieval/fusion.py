@@ -93,13 +93,28 @@ class Member(Protocol):
 
 def generator_member(
     generated: Callable[[HistoryBatch, int, Exclude, Bools | None], Candidates],
-    log_probs: Callable[[HistoryBatch, Tensor], Tensor],
+    log_probs: Callable[[HistoryBatch, Tensor], Tensor] | None = None,
 ) -> Member:
-    """A member from a search under rules, and the log-probability of given items (B, P)."""
+    """A member from a search under rules, and the log-probability of given items (B, P).
+
+    Without `log_probs` it knows the items it found only. Fusion then counts an item of another
+    member as this one's worst: no second pass over paths, which would cost far more than the beam.
+    """
 
     def ask(batch: HistoryBatch, pool: int, exclude: Exclude, keep_N: Bools | None) -> Opinion:
-        rows_BK = torch.from_numpy(generated(batch, pool, exclude, keep_N).rows_BK)
-        return Opinion(rows_BK.to(batch.items_BT.device), lambda rows_BP: log_probs(batch, rows_BP))
+        found, device = generated(batch, pool, exclude, keep_N), batch.items_BT.device
+        rows_BK = torch.from_numpy(found.rows_BK).to(device)
+        if (given := log_probs) is not None:
+            return Opinion(rows_BK, lambda rows_BP: given(batch, rows_BP))
+        sorted_BK, order_BK = rows_BK.sort(dim=1)
+        scores_BK = torch.from_numpy(found.scores_BK).to(device).double().gather(1, order_BK)
+
+        def known(rows_BP: Tensor) -> Tensor:
+            places_BP = torch.searchsorted(sorted_BK, rows_BP).clamp_max(rows_BK.shape[1] - 1)
+            hit_BP = sorted_BK.gather(1, places_BP) == rows_BP
+            return scores_BK.gather(1, places_BP).masked_fill(~hit_BP, -torch.inf)
+
+        return Opinion(rows_BK, known)
 
     return ask
 
