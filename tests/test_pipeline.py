@@ -156,3 +156,12 @@ def test_systems_to_measure_are_named_as_for_recommending(tiny):
     assert set(measured("generator")) == {"causal"}
     with pytest.raises(ConfigError, match="no system 'casual'"):
         measured("casual")
+
+
+def test_default_hybrid_members_follow_the_configured_scorers():
+    from sidrec.recipe import RunConfig
+
+    both = config.parse(RunConfig, {"scorers": [{"name": "popularity"}, {"name": "dense"}]})
+    assert both.hybrid.members == ("generator", "dense")
+    alone = config.parse(RunConfig, {"scorers": [{"name": "popularity"}]})
+    assert alone.hybrid.members == ()

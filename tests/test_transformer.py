@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sidrec.errors import ConfigError
 from sidrec.transformer import (
     BLOCK_ROWS,
     CausalTransformer,
@@ -139,6 +140,11 @@ def test_dropout_repeats_under_one_seed_and_differs_under_another():
         torch.manual_seed(seed)
         drawn.append(dropout(x))
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_dropout_that_would_drop_everything_is_refused():
+    with pytest.raises(ConfigError, match=r"in \[0, 0.99\], got 1.0"):
+        FastDropout(1.0)
 
 
 def test_last_states_reads_the_last_real_event():

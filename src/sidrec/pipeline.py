@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sidrec import artifact, config, methods
+from sidrec import __version__, artifact, config, methods
 from sidrec.config import Method
 from sidrec.data import split
 from sidrec.decoding.beam import beam_search
@@ -421,7 +421,7 @@ class _Fit:
     def key(self, chosen: Method, settings: Any, parent: str) -> str:
         plain = None if settings is None else config.to_dict(settings)
         training = None if chosen.train is None else config.to_dict(chosen.train)
-        return artifact.value_hash(chosen.stage, chosen.name, plain, training, parent)
+        return artifact.value_hash(__version__, chosen.stage, chosen.name, plain, training, parent)
 
     def cached(
         self, stage: str, name: str, key: str, make: Callable[[], Fitted], context: CatalogueContext

@@ -93,7 +93,8 @@ class HybridConfig:
     """Fusion of several systems into one; their weights are chosen on validation."""
 
     members: tuple[str, ...] = ("generator", "sasrec", "dense", "transition_graph")
-    """The generator and names of configured scorers; [] for no hybrid."""
+    """The generator and names of configured scorers; [] for no hybrid. Where the whole section is
+    left as it is, members whose scorer is not configured are left out."""
     pool: int = 100
     """Best items that each member brings into the pool. Scorers score all of it; what the generator
     did not find counts as its worst."""
@@ -159,6 +160,10 @@ class RunConfig:
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
             raise ConfigError(f"scorers must be different methods, got {names}")
+        if self.hybrid == HybridConfig():  # untouched: those of its members that there are
+            members = tuple(m for m in self.hybrid.members if m in ("generator", *names))
+            members = members if len(members) > 1 else ()
+            object.__setattr__(self, "hybrid", replace(self.hybrid, members=members))
         for member in self.hybrid.members:
             if member not in ("generator", *names):
                 raise ConfigError(

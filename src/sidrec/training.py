@@ -302,7 +302,8 @@ class _Run:
         progress, value = self.progress, float(metric)
         progress.metrics.append((progress.epochs_run, value))
         progress.stale += 1
-        if progress.best_metric is None or value > progress.best_metric:
+        best = progress.best_metric
+        if best is None or math.isnan(best) or value > best:
             progress.best_metric, progress.best_epoch, progress.stale = (
                 value,
                 progress.epochs_run,

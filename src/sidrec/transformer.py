@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidrec.errors import ConfigError
 from sidrec.types import HistoryBatch
 
 BLOCK_ROWS = 256  # rows of logits that exist at one time in `full_softmax_loss`
@@ -35,6 +36,8 @@ class FastDropout(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        if not 0 <= rate <= 0.99:
+            raise ConfigError(f"dropout must be in [0, 0.99], got {rate}")
         self.threshold = round(rate * 256)
 
     def forward(self, x: Tensor) -> Tensor:
