@@ -123,8 +123,9 @@ def test_a_plan_counts_and_trains_nothing(tiny):
 
 
 def test_a_recipe_must_name_a_hybrid_scorer_that_exists():
+    asked = {"scorers": ["popularity"], "hybrid": {"members": ["generator", "sasrec"]}}
     with pytest.raises(ConfigError, match="members names 'sasrec'"):
-        config.parse(recipe.RunConfig, {"scorers": ["popularity"]})
+        config.parse(recipe.RunConfig, asked)
 
 
 def test_a_bundle_is_not_measured_on_other_data(tiny):
