@@ -82,6 +82,10 @@ TARGETS = (
     Target(figure="amazon_beauty.hybrid.ndcg@10", aim=0.0565, gpu=None),
     Target(figure="amazon_beauty.hybrid_minus_causal.recall@10", above_zero=True, gpu=None),
     Target(figure="amazon_beauty.hybrid_minus_dense.recall@10", above_zero=True, gpu=None),
+    Target(figure="amazon_beauty.hybrid_minus_sasrec.recall@10", above_zero=True, gpu=None),
+    Target(
+        figure="amazon_beauty.hybrid_minus_transition_graph.recall@10", above_zero=True, gpu=None
+    ),
     Target(figure="amazon_sports.hybrid.recall@10", floor=0.050, aim=0.0613, gpu=None),
     Target(figure="amazon_sports.hybrid.ndcg@10", aim=0.0343, gpu=None),
     _cost("run.default.amazon_beauty.seconds", 1800, 600),
