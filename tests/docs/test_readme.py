@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import shlex
 from pathlib import Path
 
@@ -25,7 +26,7 @@ LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 def shop(tiny, tmp_path, monkeypatch):
     """A folder as the pages assume it: two files, a small recipe, a run, a bundle, known ids."""
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "recipe").symlink_to(tiny.run_dir)
+    shutil.copytree(tiny.run_dir, tmp_path / "runs" / "recipe")
     old = [str(item) for item in tiny.run.recommender.items.item_ids]
     names = {f"ITEM_{n}": old[n] for n in range(1, 10)}
     for name in ("interactions.parquet", "items.parquet"):

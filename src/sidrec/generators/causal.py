@@ -12,7 +12,7 @@ and prefix c_1..c_{l-1}, the depth decoder computes
 `E_l` are the code embeddings that the input reads too (tied), started as projections of the mean
 residual vectors of the codes. The second part exists for prefixes of the catalogue: `n` is the
 mean representation of the m items under a prefix. It tells siblings apart by what they hold, so an
-item that was never seen in training, but has a vector, can be written. Items that the history
+item that is added after training, with a vector, can be written. Items that the history
 already holds count in `n` and `m` with weight e^b, b learnt (`RepeatBias`): where nobody takes an
 item twice, they leave the tree.
 

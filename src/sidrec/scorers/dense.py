@@ -1,8 +1,9 @@
 """Dense: next-item retrieval from item vectors, with or without an ID embedding beside them.
 
 An item is its projected vector (text, collaborative, …) plus, by default, a learnt ID embedding;
-the same representation is read in the history and scored as a target. Items that never occurred
-in training are scored through their vector alone, so this scorer has no cold-start wall.
+the same representation is read in the history and scored as a target. Items added after training
+start at the mean embedding of their neighbours. Items that stand in the catalogue without events
+are only ever negatives of the softmax and sink: recall on them is 0 on Beauty.
 
 Source:   UniSRec (arXiv:2206.05941) and the text tower of EnsRec (arXiv:2512.17820); the dense
           head of LIGER (arXiv:2411.18814). Exact softmax over the catalogue at every position.
