@@ -11,11 +11,11 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.generators.causal import (
     Causal,
     CausalConfig,
-    IdTree,
     code_centroids,
     dot_products,
     symbols_of,
 )
+from sidrec.generators.code_tree import CodeTree
 from sidrec.types import (
     CatalogueContext,
     Histories,
@@ -128,7 +128,7 @@ def test_code_tables_start_at_the_residual_means_of_their_items():
 
 
 def test_the_tree_holds_the_prefixes_of_the_catalogue_and_nothing_else():
-    tree = IdTree(CODES, NUM_CODES)
+    tree = CodeTree(CODES, NUM_CODES)
     assert [len(tree.counts(level)) - 1 for level in range(3)] == [3, 4, 6]
     root = torch.tensor([0])
     first = tree.child(0, root, torch.tensor([0]))  # items 0, 1 and 2
@@ -140,7 +140,7 @@ def test_the_tree_holds_the_prefixes_of_the_catalogue_and_nothing_else():
 
 
 def test_node_vectors_are_means_of_the_items_below():
-    tree, table_ND = IdTree(CODES, NUM_CODES), torch.randn(6, 4)
+    tree, table_ND = CodeTree(CODES, NUM_CODES), torch.randn(6, 4)
     means = tree.means(table_ND)
     torch.testing.assert_close(means[0][0], table_ND[[0, 1, 2]].mean(0))
     torch.testing.assert_close(means[1][1], table_ND[[0, 1]].mean(0))

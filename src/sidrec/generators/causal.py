@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.generators.code_tree import CodeTree
 from sidrec.transformer import (
     CausalTransformer,
     FastDropout,
@@ -152,7 +153,7 @@ class Causal(nn.Module):
         self.levels = nn.ModuleList(
             DepthLevel(level, self.widths, config) for level in range(num_levels)
         )
-        self.tree = IdTree(symbols_NL, self.widths)
+        self.tree = CodeTree(symbols_NL, self.widths)
         self.repeat_bias = RepeatBias()
         self._cached_tables: tuple[Any, Any] = (None, None)
 
@@ -351,70 +352,6 @@ class Causal(nn.Module):
         return logits_BWV, State(
             state.states_B1D, state.seen, symbols_BWl if level else None, nodes_BW
         )
-
-
-class IdTree(nn.Module):
-    """The catalogue's tree of IDs: nodes of level l are its M distinct prefixes of l + 1 symbols.
-
-    The root is node 0 above level 0. Node M of a level stands for every prefix that no item has;
-    it holds no items, and all its continuations are unknown too.
-    """
-
-    def __init__(self, symbols_NL: Ints, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        parents_N, num_parents = np.zeros(len(symbols_NL), dtype=np.int64), 1
-        for level, width in enumerate(widths):
-            keys_M, nodes_N, counts_M = np.unique(
-                parents_N * width + symbols_NL[:, level], return_inverse=True, return_counts=True
-            )
-            below = np.full((num_parents + 1, width), len(keys_M), dtype=np.int32)
-            below[keys_M // width, keys_M % width] = np.arange(len(keys_M))
-            counts = np.append(counts_M, 1).astype(np.float32)
-            arrays = {
-                "below": below,
-                "counts": counts,
-                "nodes": nodes_N.reshape(-1),
-                "parents": parents_N,
-            }
-            for name, array in arrays.items():
-                self.register_buffer(f"{name}{level}", torch.from_numpy(array), persistent=False)
-            parents_N, num_parents = arrays["nodes"], len(keys_M)
-
-    def of(self, name: str, level: int) -> Tensor:
-        """One of the arrays of a level."""
-        return getattr(self, f"{name}{level}")
-
-    def parents_of(self, level: int, rows: Tensor) -> Tensor:
-        """Node, one level up, under which the items `rows` have their symbol of `level`."""
-        return self.of("parents", level)[rows]
-
-    def counts(self, level: int) -> Tensor:
-        """(M + 1,) float32 items under each node; 1 for the unknown one."""
-        return self.of("counts", level)
-
-    def means(self, table_ND: Tensor) -> list[Tensor]:
-        """L tables (M + 1, D): mean row of the items under each node; 0 for the unknown one."""
-        tables = []
-        for level, nodes_N in enumerate(self.of("nodes", level) for level in range(len(self))):
-            counts_M = self.counts(level)
-            sums_MD = table_ND.new_zeros(len(counts_M), table_ND.shape[1])
-            tables.append(sums_MD.index_add(0, nodes_N, table_ND) / counts_M[:, None])
-        return tables
-
-    def below(self, level: int, parents: Tensor) -> Tensor:
-        """(…, V) node that each symbol leads to from the given nodes of the level above."""
-        return self.of("below", level)[parents].long()
-
-    def child(self, level: int, parents: Tensor, symbols: Tensor) -> Tensor:
-        """Node reached from `parents` by `symbols`."""
-        return self.of("below", level)[parents, symbols].long()
-
-    def legal(self, level: int, parents: Tensor) -> Tensor:
-        """(…, V) bool: symbols that continue some ID of the catalogue."""
-        return self.of("below", level)[parents] < len(self.counts(level)) - 1
-
-    def __len__(self) -> int:
-        return sum(name.startswith("below") for name in self._buffers)
 
 
 def seen_of(states_PD: Tensor, rows_PS: Tensor, table_ND: Tensor) -> Seen:

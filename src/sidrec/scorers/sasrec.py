@@ -7,8 +7,7 @@ Source:   Kang & McAuley 2018 (arXiv:1808.09781); full softmax and settings as i
           arXiv:2508.06450 (eSASRec) and arXiv:2508.14910 (SASRec++).
 Differs:  a learnt bias on items of the history (`RepeatBias`); learnt bias per distance instead of
           absolute positions; pre-norm; GELU; no loss with one negative (the weak published row).
-Cost:     O(P N D) a step for P target positions; 12,101 items and width 128 train at about
-          20,000 targets a second on two cores.
+Cost:     O(P N D) a step for P target positions.
 Shapes:   B requests, T history length, D width, N items, P target positions.
 """
 
