@@ -6,9 +6,11 @@ import torch
 
 from sidrec.errors import ConfigError, DataError, ServiceError
 from sidrec.testing.tokenizers import tiny_vectors
-from sidrec.tokenizers import rqvae
+from sidrec.tokenizers import autoencoder
+from sidrec.tokenizers.autoencoder import Autoencoder, Objective, residual_quantise
 from sidrec.tokenizers.health import error_ratio
-from sidrec.tokenizers.rqvae import RqVae, RqVaeConfig, rqvae_loss, straight_through
+from sidrec.tokenizers.quantisation import quantise, reconstruct
+from sidrec.tokenizers.rqvae import RqVae, RqVaeConfig
 
 SMALL = RqVaeConfig(
     num_codes=8, num_levels=2, hidden=(16,), latent=4, epochs=60, batch_size=50, device="cpu"
@@ -22,45 +24,88 @@ def parts(seed=0):
     return latents, books
 
 
+def rqvae_loss(points, encoder, decoder, books, beta):
+    model = Autoencoder(encoder, decoder, [4, 4], 3)
+    model.books = torch.nn.ParameterList(torch.nn.Parameter(book.detach()) for book in books)
+    return Objective(model, points, RqVaeConfig(beta=beta))(torch.arange(len(points)))
+
+
 def test_the_two_terms_are_the_sums_of_the_paper():
     latents, books = parts()
-    quantised, codebook_term, commitment_term = straight_through(latents, books)
+    quantised = residual_quantise(latents, books)
     residuals, total, rebuilt = latents.detach().numpy(), 0.0, np.zeros((6, 3))
-    for book in books:
+    for level, book in enumerate(books):
         rows = book.detach().numpy()
         codes = np.square(residuals[:, None] - rows[None]).sum(-1).argmin(1)
+        np.testing.assert_array_equal(quantised.codes_BL[:, level], codes)
         total += np.square(residuals - rows[codes]).sum(1).mean()
         rebuilt, residuals = rebuilt + rows[codes], residuals - rows[codes]
-    assert codebook_term.item() == pytest.approx(total, rel=1e-5)
-    assert commitment_term.item() == pytest.approx(total, rel=1e-5)
-    np.testing.assert_allclose(quantised.detach().numpy(), rebuilt, atol=1e-5)
+    assert quantised.codebook_term.item() == pytest.approx(total, rel=1e-5)
+    assert quantised.commitment_term.item() == pytest.approx(total, rel=1e-5)
+    np.testing.assert_allclose(quantised.output_BZ.detach().numpy(), rebuilt, atol=1e-5)
 
 
 def test_the_gradient_passes_the_quantiser_straight_through():
     latents, books = parts()
-    quantised, _, _ = straight_through(latents, books)
     weights = torch.arange(18.0).reshape(6, 3)
-    (quantised * weights).sum().backward()
+    (residual_quantise(latents, books).output_BZ * weights).sum().backward()
     torch.testing.assert_close(latents.grad, weights)
     assert all(book.grad is None for book in books)
 
 
 def test_each_term_moves_only_its_own_side():
     latents, books = parts()
-    _, codebook_term, commitment_term = straight_through(latents, books)
-    codebook_term.backward(retain_graph=True)
+    quantised = residual_quantise(latents, books)
+    quantised.codebook_term.backward(retain_graph=True)
     assert latents.grad is None and all(book.grad is not None for book in books)
     for book in books:
         book.grad = None
-    commitment_term.backward()
+    quantised.commitment_term.backward()
     assert latents.grad is not None and all(book.grad is None for book in books)
+
+
+def test_masked_levels_leave_the_output_and_stay_in_the_terms():
+    latents, books = parts()
+    whole = residual_quantise(latents, books)
+    depths = torch.tensor([1, 2, 1, 2, 1, 2])
+    masked = residual_quantise(latents, books, depths_B=depths)
+    torch.testing.assert_close(masked.output_BZ[1::2], whole.output_BZ[1::2])
+    torch.testing.assert_close(masked.output_BZ[::2], whole.rows[0][::2])
+    torch.testing.assert_close(masked.codebook_term, whole.codebook_term)
+
+
+def test_the_rotation_trick_keeps_the_value_and_turns_the_gradient():
+    latents, books = parts()
+    plain, turned = (
+        residual_quantise(latents, books, gradient=g).output_BZ
+        for g in ("straight_through", "rotation")
+    )
+    torch.testing.assert_close(turned, plain)
+    z, q = latents[0].detach().double(), plain[0].detach().double()
+    row = torch.autograd.functional.jacobian(
+        lambda latent: autoencoder.rotate(latent[None], q[None])[0], z
+    )
+    scale = q.norm() / z.norm()
+    rotation = row / scale
+    torch.testing.assert_close(rotation.T @ rotation, torch.eye(3).double())
+    torch.testing.assert_close(rotation @ (z / z.norm()), q / q.norm())
+    assert torch.linalg.det(rotation).item() == pytest.approx(1)
+
+
+def test_opposite_and_zero_vectors_pass_straight_through_the_rotation():
+    latents = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1, 0, 0]], requires_grad=True)
+    quantised = torch.tensor([[-2.0, 0, 0], [1, 1, 1], [0, 0, 0]])
+    out = autoencoder.rotate(latents, quantised)
+    torch.testing.assert_close(out, quantised)
+    out.sum().backward()
+    torch.testing.assert_close(latents.grad, torch.ones(3, 3))
 
 
 def test_beta_reaches_the_loss_and_zero_beta_takes_commitment_away():
     points, books = torch.randn(6, 5), parts()[1]
     encoder, decoder = torch.nn.Linear(5, 3), torch.nn.Linear(3, 5)
     losses = [rqvae_loss(points, encoder, decoder, books, beta) for beta in (0.0, 1.0, 2.0)]
-    commitment = straight_through(encoder(points), books)[2]
+    commitment = residual_quantise(encoder(points), books).commitment_term
     assert (losses[1] - losses[0]).item() == pytest.approx(commitment.item(), rel=1e-4)
     assert (losses[2] - losses[0]).item() == pytest.approx(2 * commitment.item(), rel=1e-4)
     silent = torch.nn.Linear(3, 5)
@@ -90,9 +135,9 @@ def test_dead_codes_come_alive_and_living_ones_stay():
     book.sum().backward()
     optimiser.step()
     before = book.detach().clone()
-    assert rqvae.revive(latents, [book], optimiser, np.random.default_rng(0)) == 7
+    assert autoencoder.revive(latents, [book], optimiser, np.random.default_rng(0)) == 7
     torch.testing.assert_close(book[0], before[0])
-    used = set(rqvae.quantise(latents, [book.detach().numpy()])[0].ravel().tolist())
+    used = set(quantise(latents, [book.detach().numpy()])[0].ravel().tolist())
     assert used >= set(range(1, 8))
     assert not optimiser.state[book]["exp_avg"][1:].any(), "old moments must not push new codes"
 
@@ -110,8 +155,8 @@ def test_quantising_what_the_codes_stand_for_returns_the_codes():
     vectors = tiny_vectors(400)
     tokenizer = RqVae.fit(vectors, SMALL)
     codes = tokenizer.encode(vectors).codes
-    first = rqvae.reconstruct(codes[:, :1], tokenizer.codebooks)
-    again, _ = rqvae.quantise(first, tokenizer.codebooks[:1])
+    first = reconstruct(codes[:, :1], tokenizer.codebooks)
+    again, _ = quantise(first, tokenizer.codebooks[:1])
     np.testing.assert_array_equal(again, codes[:, :1])
 
 
@@ -119,8 +164,8 @@ def test_codes_and_residual_add_up_to_the_encoder_output():
     vectors = tiny_vectors(50)
     tokenizer = RqVae.fit(vectors, SMALL)
     latents = tokenizer.project(vectors)
-    codes, residuals = rqvae.quantise(latents, tokenizer.codebooks)
-    rebuilt = rqvae.reconstruct(codes, tokenizer.codebooks)
+    codes, residuals = quantise(latents, tokenizer.codebooks)
+    rebuilt = reconstruct(codes, tokenizer.codebooks)
     np.testing.assert_allclose(rebuilt + residuals, latents, atol=1e-4)
 
 
