@@ -1,0 +1,220 @@
+"""Every tokenizer under the same generator: health of its IDs, and what they do for recommending.
+
+    python benchmarks/tokenizers.py --data amazon_beauty --seeds 0 --methods rqvae coba_rqvae
+
+For each method and seed: fit the tokenizer on the default vectors (timed), look at its IDs as they
+come and after the collision policy, train the default generator on them for `--epochs`, and read
+the test part once. A finished one is kept under `--runs` and not done again, so the table grows
+over several calls; every call writes all that is there. `--ids-only` stops before the generator.
+Figures: `<data>.tokenizer.<method>.{icr,cur,collision_share,fit_seconds,...}`,
+`<data>.<method>_ids.[<stratum>.]<metric>`, and paired differences
+`<data>.<method>_ids_minus_<baseline>_ids.<metric>` on the seeds both have.
+`fit_seconds` is processor time of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import write
+from quality import BEYOND, STRATA, as_figure
+
+from sidrec import config, methods
+from sidrec.cli import output
+from sidrec.data import load_named, split
+from sidrec.embeddings.cache import fit_embed
+from sidrec.evaluation import Report, average_seeds, compare
+from sidrec.pipeline import evaluate_systems, fit
+from sidrec.recipe import TOKENIZER, HybridConfig, RunConfig, default_config
+from sidrec.tokenizers.health import health
+from sidrec.types import CatalogueContext, Dataset, ItemVectors, Split
+
+METHODS = (
+    "residual_kmeans",
+    "rqvae",
+    "coba_rqvae",
+    "plum_rqvae",
+    "sarq",
+    "acrq",
+    "letter",
+    "balanced_kmeans",
+    "opq",
+    "fsq",
+)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rqvae_rotation": ("rqvae", {"gradient": "rotation"}),
+}
+"""Name -> method and settings: ablations and options beside each method's defaults."""
+METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+BASELINES = ("residual_kmeans", "rqvae")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="amazon_beauty")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=8, help="of the generator")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tokenizers"))
+    parser.add_argument("--ids-only", action="store_true", help="train no generator")
+    arguments = parser.parse_args()
+    dataset = load_named(arguments.data)
+    parts = split(dataset, "leave_one_out")
+    for seed in arguments.seeds:
+        folder = arguments.runs / f"{arguments.data}-seed{seed}"
+        for name in arguments.methods:
+            settings = settings_for(dataset, name, seed, arguments.epochs)
+            done = folder / name / "ids.json"
+            if not done.exists():
+                figures = figures_of_ids(dataset, parts, settings, folder)
+                done.parent.mkdir(parents=True, exist_ok=True)
+                done.write_text(json.dumps(figures, indent=1))
+                print(name, seed, json.dumps(figures), flush=True)
+            done = folder / name / "report.json"
+            if not (arguments.ids_only or done.exists()):
+                done.write_text(measure(dataset, parts, settings, folder).to_json())
+                print(name, seed, short(Report.from_json(done.read_text())), flush=True)
+    figures, seeds = collect(arguments.data, arguments.runs)
+    path = write(
+        f"tokenizers_{arguments.data}",
+        figures,
+        seeds=seeds,
+        command=" ".join(["python", *sys.argv]),
+        notes=f"default generator, {arguments.epochs} epochs a row; IDs before the collision "
+        "policy, recommendation after it (reassign)",
+    )
+    print(f"wrote {path.name}")
+
+
+def settings_for(dataset: Dataset, name: str, seed: int, epochs: int) -> RunConfig:
+    """The default recipe with this tokenizer and the generator alone."""
+    method, options = VARIANTS.get(name, (name, {}))
+    settings = default_config(dataset)
+    generator = settings.generator
+    assert generator.train is not None
+    return replace(
+        settings,
+        seed=seed,
+        tokenizer=config.method(TOKENIZER, method, **options),
+        generator=replace(generator, train=replace(generator.train, epochs=epochs)),
+        scorers=(),
+        hybrid=HybridConfig(members=()),
+    )
+
+
+def figures_of_ids(
+    dataset: Dataset, parts: Split, settings: RunConfig, folder: Path
+) -> dict[str, float]:
+    """Health of the IDs before any collision policy, and the seconds of fitting."""
+    vectors = vectors_of(dataset, parts, settings, folder)
+    context = CatalogueContext(dataset.items, parts.train, vectors)
+    chosen = settings.tokenizer
+    started = time.process_time()
+    tokenizer = methods.resolve("tokenizers", chosen.name).fit(
+        vectors, config.with_seed(chosen.config, settings.seed), context
+    )
+    seconds = time.process_time() - started
+    ids = tokenizer.encode(vectors)
+    found = health(ids, vectors, tokenizer)
+    lengths_N = (ids.codes >= 0).sum(axis=1)
+    figures = {
+        "fit_seconds": round(seconds, 2),
+        "icr": found.num_ids / found.num_items,
+        "cur": found.num_ids / float(np.prod([float(size) for size in ids.num_codes])),
+        "collision_share": found.collision_share,
+        "largest_group": found.largest_group,
+        "mean_length": float(lengths_N.mean()),
+    }
+    for level, part in enumerate(found.levels, 1):
+        figures[f"entropy_level_{level}"] = part.entropy_nats
+        if part.reconstruction_error_ratio is not None:
+            figures[f"reconstruction_error_level_{level}"] = part.reconstruction_error_ratio
+    return figures
+
+
+def vectors_of(dataset: Dataset, parts: Split, settings: RunConfig, folder: Path) -> ItemVectors:
+    """The vectors that the pipeline makes with these settings, from its cache."""
+    chosen = settings.embedding
+    _, vectors = fit_embed(
+        methods.resolve("embeddings", chosen.name),
+        CatalogueContext(dataset.items, parts.train),
+        config.with_seed(chosen.config, settings.seed),
+        folder / "stages" / "vectors",
+    )
+    return vectors
+
+
+def measure(dataset: Dataset, parts: Split, settings: RunConfig, folder: Path) -> Report:
+    """The generator trained on these IDs, on the test part."""
+    with output.progress() as show:
+        recommender = fit(dataset, settings, run_dir=folder, on_event=show)
+    (report,) = evaluate_systems(recommender, dataset, parts, settings=settings).values()
+    return replace(report, seeds=(settings.seed,))
+
+
+def collect(data: str, runs: Path) -> tuple[dict[str, dict[str, Any]], list[int]]:
+    """Figures of every finished method, averaged over its seeds."""
+    ids: dict[str, list[Mapping[str, float]]] = {}
+    reports: dict[str, dict[int, Report]] = {}
+    for folder in sorted(runs.glob(f"{data}-seed*")):
+        seed = int(folder.name.rsplit("seed", 1)[1])
+        for path in sorted(folder.glob("*/ids.json")):
+            ids.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
+        for path in sorted(folder.glob("*/report.json")):
+            reports.setdefault(path.parent.name, {})[seed] = Report.from_json(path.read_text())
+    figures: dict[str, dict[str, Any]] = {}
+    for name, seeds in ids.items():
+        for figure in seeds[0]:
+            values = [found[figure] for found in seeds]
+            unit = "s" if figure == "fit_seconds" else "ratio"
+            figures[f"{data}.tokenizer.{name}.{figure}"] = {
+                "value": round(float(np.mean(values)), 6),
+                "unit": unit,
+                "by_seed": [round(float(value), 6) for value in values],
+            }
+    for name, of in reports.items():
+        report = average_seeds(list(of.values()))
+        for metric in (*METRICS, *BEYOND):
+            if metric in report.figures:
+                figures[f"{data}.{name}_ids.{metric}"] = {
+                    **as_figure(report.figures[metric]),
+                    "seeds": sorted(of),
+                }
+        for stratum in STRATA:
+            for metric in METRICS:
+                if metric in report.strata.get(stratum, {}):
+                    figure = as_figure(report.strata[stratum][metric])
+                    figures[f"{data}.{name}_ids.{stratum}.{metric}"] = figure
+        for baseline in BASELINES:
+            common = sorted(set(of) & set(reports.get(baseline, {})))
+            if baseline == name or not common:
+                continue
+            mine, theirs = (
+                average_seeds([found[seed] for seed in common]) for found in (of, reports[baseline])
+            )
+            for metric in METRICS:
+                difference = asdict(compare(mine, theirs, metric))
+                figures[f"{data}.{name}_ids_minus_{baseline}_ids.{metric}"] = {
+                    **{k: round(difference[k], 5) for k in ("value", "low", "high", "p")},
+                    "unit": "difference",
+                    "n": difference["n"],
+                    "seeds": common,
+                }
+    return figures, sorted({seed for of in reports.values() for seed in of})
+
+
+def short(report: Report) -> str:
+    """The main figures in one line."""
+    return " ".join(f"{metric} {report.figures[metric].value:.4f}" for metric in METRICS)
+
+
+if __name__ == "__main__":
+    main()
