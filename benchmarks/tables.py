@@ -2,7 +2,7 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; nothing between them is typed
 by hand. `python benchmarks/tables.py` rewrites them, `--check` only says which are stale (exit 1).
-Tables: beauty, sports, speed, versus, targets.
+Tables: the keys of TABLES.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import read_figures
+from tokenizer_rows import METHODS, VARIANTS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
@@ -257,9 +258,106 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def tokenizer_names(figures: Figures, dataset: str, *, variants: bool) -> list[str]:
+    """Measured tokenizers in the order of METHODS, or the variants in the order of VARIANTS."""
+    order = list(VARIANTS) if variants else list(METHODS)
+    return [name for name in order if f"{dataset}.tokenizer.{name}.icr" in figures]
+
+
+def tokenizer_table(figures: Figures, dataset: str) -> str:
+    """Tokenizers × accuracy of the same generator, with intervals and paired differences."""
+    rows, used = [], []
+    for name in tokenizer_names(figures, dataset, variants=False):
+        cells, found = [f"`{name}`"], {}
+        for metric in (*(m for _, m in COLUMNS[:4]), "coverage@10"):
+            found[metric] = figures.get(f"{dataset}.{name}_ids.{metric}")
+            cells.append(accuracy_cell(found[metric], None))
+        for baseline in ("residual_kmeans", "rqvae"):
+            pair = figures.get(f"{dataset}.{name}_ids_minus_{baseline}_ids.recall@10")
+            cells.append(signed(pair) if pair else "–")
+        measured = [figure for figure in found.values() if figure]
+        used += measured
+        cells.append(str(max((len(figure["seeds"]) for figure in measured), default="–")))
+        rows.append(cells)
+    columns = [title for title, _ in COLUMNS[:4]]
+    against = ["R@10 − `residual_kmeans`", "R@10 − `rqvae`"]
+    return (
+        markdown(["IDs of", *columns, "coverage@10", *against, "seeds"], rows)
+        + "\nThe default generator alone, the same vectors and epochs for every row; in brackets "
+        "95 % intervals over users, paired for the differences (on the seeds both rows have).\n"
+        + sources(used)
+    )
+
+
+def id_table(figures: Figures, dataset: str, *, variants: bool = False) -> str:
+    """Tokenizers × health of their IDs before any collision policy, and recall by stratum."""
+    rows, used = [], []
+    shares = ("icr", "cur", "collision_share")
+    for name in tokenizer_names(figures, dataset, variants=variants):
+        own = {
+            figure: figures[f"{dataset}.tokenizer.{name}.{figure}"]
+            for figure in (*shares, "mean_length", "fit_seconds")
+        }
+        used += list(own.values())
+        levels = [f"{dataset}.tokenizer.{name}.entropy_level_{level}" for level in range(1, 9)]
+        entropy = [f"{figures[level]['value']:.2f}" for level in levels if level in figures]
+        errors = [f"{dataset}.tokenizer.{name}.reconstruction_error_level_{n}" for n in range(1, 9)]
+        error = [f"{figures[level]['value']:.3f}" for level in errors if level in figures]
+        strata = [
+            accuracy_cell(figures.get(f"{dataset}.{name}_ids.{stratum}recall@10"), None)
+            for stratum in (*(("",) if variants else ()), "head.", "mid.", "tail.", "cold.")
+        ]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{own['icr']['value']:.2%}",
+                f"{own['cur']['value']:.4%}",
+                f"{own['collision_share']['value']:.1%}",
+                " / ".join(entropy),
+                error[-1] if error else "–",
+                f"{own['mean_length']['value']:.2f}",
+                f"{own['fit_seconds']['value']:.0f}",
+                *strata,
+            ]
+        )
+    all_users = ["R@10"] if variants else []
+    header = [
+        "IDs of",
+        "ICR",
+        "CUR",
+        "collided",
+        "entropy a level (nats)",
+        "error",
+        "codes an item",
+    ]
+    header += ["fit (CPU s)", *all_users, "R@10 head", "mid", "tail", "cold"]
+    return (
+        markdown(header, rows)
+        + "\nICR: distinct IDs / items; CUR: the same / possible IDs; collided: items that share "
+        "theirs; error: squared error of the vectors rebuilt from all codes over their variance, "
+        "where a tokenizer rebuilds them. All before the collision policy, recall after it.\n"
+        + sources(used)
+    )
+
+
+def signed(figure: Mapping[str, Any]) -> str:
+    """A difference with its sign and interval."""
+    low, value, high = (
+        f"{figure[key]:+.4f}".replace("0.", ".", 1) for key in ("low", "value", "high")
+    )
+    return f"{value} [{low}, {high}]"
+
+
 TABLES: dict[str, Callable[[Figures], str]] = {
     "beauty": lambda figures: accuracy_table(figures, "amazon_beauty"),
     "sports": lambda figures: accuracy_table(figures, "amazon_sports"),
+    "tokenizers_beauty": lambda figures: tokenizer_table(figures, "amazon_beauty"),
+    "tokenizers_sports": lambda figures: tokenizer_table(figures, "amazon_sports"),
+    "tokenizers_beauty_ids": lambda figures: id_table(figures, "amazon_beauty"),
+    "tokenizers_sports_ids": lambda figures: id_table(figures, "amazon_sports"),
+    "tokenizers_beauty_ablations": lambda figures: id_table(
+        figures, "amazon_beauty", variants=True
+    ),
     "speed": speed_table,
     "versus": versus_table,
     "targets": targets_table,

@@ -1,6 +1,6 @@
 """Every tokenizer under the same generator: health of its IDs, and what they do for recommending.
 
-    python benchmarks/tokenizers.py --data amazon_beauty --seeds 0 --methods rqvae coba_rqvae
+    python benchmarks/tokenizer_quality.py --data amazon_beauty --seeds 0 --methods rqvae coba_rqvae
 
 For each method and seed: fit the tokenizer on the default vectors (timed), look at its IDs as they
 come and after the collision policy, train the default generator on them for `--epochs`, and read
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from figures import write
 from quality import BEYOND, STRATA, as_figure
+from tokenizer_rows import METHODS, VARIANTS
 
 from sidrec import config, methods
 from sidrec.cli import output
@@ -37,22 +38,6 @@ from sidrec.recipe import TOKENIZER, HybridConfig, RunConfig, default_config
 from sidrec.tokenizers.health import health
 from sidrec.types import CatalogueContext, Dataset, ItemVectors, Split
 
-METHODS = (
-    "residual_kmeans",
-    "rqvae",
-    "coba_rqvae",
-    "plum_rqvae",
-    "sarq",
-    "acrq",
-    "letter",
-    "balanced_kmeans",
-    "opq",
-    "fsq",
-)
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "rqvae_rotation": ("rqvae", {"gradient": "rotation"}),
-}
-"""Name -> method and settings: ablations and options beside each method's defaults."""
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 BASELINES = ("residual_kmeans", "rqvae")
 
