@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import sidrec
 from sidrec import fitted
 from sidrec.errors import ArtifactError, ConfigError, DataError
-from sidrec.types import Histories
+from sidrec.generators.causal import Causal
+from sidrec.recommender import serving_context
+from sidrec.types import Histories, HistoryBatch
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +147,33 @@ def test_added_items_can_be_recommended_and_no_old_id_moves(recommender, history
     with pytest.raises(DataError, match="already"):
         larger.add_items(table)
     assert len(recommender.items) == num_old
+
+
+def test_added_items_leave_the_scores_of_all_others_as_they_were(recommender, tiny, tmp_path):
+    """Far-off newcomers move the mean of the vectors; what training saw must not move with it."""
+    num_old, titles = len(recommender.items), ["zebra zeppelin"] * 30
+    table = pl.DataFrame({"item_id": [f"new {i}" for i in range(30)], "title": titles})
+    recommender.add_items(table).save(tmp_path / "larger")
+    larger = sidrec.load(tmp_path / "larger")
+    batch = HistoryBatch.from_histories(tiny.run.split.test.histories, max_length=20)
+    exact = {"rtol": 1e-5, "atol": 1e-5}
+    before, after = (r.scorers["dense"].value.scores(batch) for r in (recommender, larger))
+    torch.testing.assert_close(after[:, :num_old], before, **exact)
+    before, after = (r.generator.value.item_scores(batch) for r in (recommender, larger))
+    torch.testing.assert_close(after[:, :num_old], before, **exact)
+    codes_BKL = torch.from_numpy(recommender.ids.codes[:9]).expand(batch.num_requests, -1, -1)
+    before, after = (log_probs_by_tables(r, batch, codes_BKL) for r in (recommender, larger))
+    torch.testing.assert_close(after, before, **exact)
+
+
+def log_probs_by_tables(recommender, batch, codes_BKL):
+    """Whole-ID log-probabilities over the whole codebook, without the mean items of the tree."""
+    chosen = replace(recommender.generator.config, node_vectors=False)
+    context = serving_context(recommender.items, recommender.vectors, recommender.ids)
+    model = Causal.build(context, chosen).eval()
+    model.load_state_dict(recommender.generator.value.state_dict())
+    with torch.no_grad():
+        return model.log_probs(batch, codes_BKL)
 
 
 @pytest.mark.parametrize("system", ["causal", "dense", "hybrid"])

@@ -293,12 +293,18 @@ def test_recbole_item_files_split_token_sequences(tmp_path):
     assert items.attributes["price"].to_list() == [1.0, 2.5, None]
 
 
-def test_the_content_hash_moves_with_any_event_and_with_nothing_else():
+def test_the_content_hash_moves_with_any_event_or_text_and_with_nothing_else():
     base = read(frame())
     assert read(frame(), name="other").content_hash == base.content_hash
     swapped = frame([*ROWS[:3], ("b", "x", 1_600_000_300), ("b", "y", 1_600_000_000)])
     later = frame([*ROWS[:4], ("b", "x", 1_600_000_001)])
-    hashes = {base.content_hash, read(swapped).content_hash, read(later).content_hash}
-    assert len(hashes) == 3
-    same_on_every_machine = "5f43e9fe9c88c629d88de0fae6ccee38f5adc2b87ae97b2daf93600e0db11e11"
+    named = pl.DataFrame({"item_id": ["x", "y", "z"], "title": ["red hat", "blue hat", "coat"]})
+    tables = (swapped, later)
+    texts = (named, named.with_columns(pl.col("title").str.to_uppercase()))
+    hashes = {base.content_hash, *(read(table).content_hash for table in tables)}
+    hashes |= {read(frame(), text).content_hash for text in texts}
+    assert len(hashes) == 5
+    priced = named.with_columns(price=pl.lit(2.5))
+    assert read(frame(), priced).content_hash in hashes
+    same_on_every_machine = "7bd52f7c694b1a031ad99a974aef08f6aeb3206a214b078ab7e1c436f13f2945"
     assert base.content_hash == same_on_every_machine

@@ -12,7 +12,7 @@ Shapes:   E events, U users, N items; _R rows of a file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
@@ -326,7 +326,7 @@ def _require_several(
 
 
 def content_hash(items: Items, interactions: Interactions) -> str:
-    """SHA-256 over item ids, user ids and events in final order; the same on every machine."""
+    """SHA-256 over item ids and texts, user ids and events in final order; machines agree."""
     digest = hashlib.sha256()
 
     def add(values: Ints | Floats | None) -> None:
@@ -335,12 +335,13 @@ def content_hash(items: Items, interactions: Interactions) -> str:
         digest.update(f"{kind}{len(array)}:".encode())
         digest.update(np.ascontiguousarray(array.astype(kind)).tobytes())
 
-    def add_ids(ids: Ids) -> None:
+    def add_ids(ids: Iterable[object]) -> None:
         texts = [str(i).encode() for i in ids]
         add(np.array([len(t) for t in texts], dtype=np.int64))
         digest.update(b"".join(texts))
 
     add_ids(items.item_ids)
+    add_ids(items.texts())
     add_ids(interactions.user_ids)
     for values in (interactions.users_E, interactions.items_E, interactions.times_E):
         add(values)

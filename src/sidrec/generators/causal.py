@@ -39,6 +39,7 @@ from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.generators.code_tree import CodeTree
+from sidrec.item_inputs import ItemInputs
 from sidrec.transformer import (
     CausalTransformer,
     FastDropout,
@@ -119,7 +120,6 @@ class Causal(nn.Module):
 
     config_class: ClassVar[type] = CausalConfig
     symbols_NL: Tensor
-    vectors_ND: Tensor
 
     def __init__(self, ids: SemanticIds, vectors_ND: Floats, config: CausalConfig) -> None:
         super().__init__()
@@ -129,9 +129,7 @@ class Causal(nn.Module):
         width, num_levels = config.width, ids.num_levels
         symbols_NL, self.widths = symbols_of(ids)
         self.register_buffer("symbols_NL", torch.from_numpy(symbols_NL), persistent=False)
-        centred_ND = torch.from_numpy(vectors_ND - vectors_ND.mean(0))
-        centred_ND = centred_ND / centred_ND.std().clamp_min(1e-6)
-        self.register_buffer("vectors_ND", centred_ND, persistent=False)
+        self.inputs = ItemInputs(vectors_ND)
         self.project = nn.Linear(vectors_ND.shape[1], width, bias=False)
         nn.init.normal_(self.project.weight, std=vectors_ND.shape[1] ** -0.5)
         self.items = nn.Embedding(len(ids), width) if config.item_embedding else None
@@ -146,7 +144,7 @@ class Causal(nn.Module):
             dropout=config.dropout,
             max_length=config.max_length,
         )
-        centroids = code_centroids(symbols_NL, self.widths, centred_ND.numpy())
+        centroids = code_centroids(symbols_NL, self.widths, self.inputs.vectors_ND.numpy())
         self.codes = nn.ParameterList(
             nn.Parameter(code_table(c, self.project.weight.detach())) for c in centroids
         )
@@ -174,7 +172,7 @@ class Causal(nn.Module):
     def states(self, batch: HistoryBatch) -> Tensor:
         """(B, T, D) one state a position; T is at most `max_length`."""
         rows_BT = batch.items_BT.clamp_min(0)
-        x_BTD = self.project(self.vectors_ND[rows_BT])
+        x_BTD = self.project(self.inputs.vectors_ND[rows_BT])
         learnt_BTD = sum(
             F.embedding(self.symbols_NL[rows_BT, level], table)
             for level, table in enumerate(self.codes)
@@ -190,7 +188,7 @@ class Causal(nn.Module):
 
     def item_table(self) -> Tensor:
         """(N, D) items as targets of the item softmax."""
-        table_ND = self.project(self.vectors_ND) * self.config.width**-0.5
+        table_ND = self.project(self.inputs.vectors_ND) * self.config.width**-0.5
         return table_ND if self.items is None else table_ND + self.items.weight
 
     # ------------------------------------------------------------------ training

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.item_inputs import ItemInputs
 from sidrec.transformer import (
     CausalTransformer,
     FastDropout,
@@ -70,14 +71,12 @@ class Dense(nn.Module):
     """Trainable scorer; `training.train` fits it through `loss`."""
 
     config_class: ClassVar[type] = DenseConfig
-    vectors_ND: Tensor
 
     def __init__(self, vectors_ND: Floats, config: DenseConfig) -> None:
         super().__init__()
         self.config = config
         self.max_length = config.max_length
-        centred = torch.from_numpy(vectors_ND - vectors_ND.mean(0))
-        self.register_buffer("vectors_ND", centred / centred.std().clamp_min(1e-6))
+        self.inputs = ItemInputs(vectors_ND)
         num_items, vector_width = vectors_ND.shape
         self.project = nn.Linear(vector_width, config.width, bias=False)
         nn.init.normal_(self.project.weight, std=0.05 * vector_width**-0.5)
@@ -106,7 +105,7 @@ class Dense(nn.Module):
 
     def item_table(self) -> Tensor:
         """(N, D) representation of every item."""
-        table_ND = self.project(self.vectors_ND)
+        table_ND = self.project(self.inputs.vectors_ND)
         return table_ND if self.items is None else table_ND + self.items.weight
 
     def states(self, batch: HistoryBatch, table_ND: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ CODEBOOK = "codebook."
 class WithCodebooks(Protocol):
     """A fitted tokenizer whose `arrays()` hold `codebook.0`, `codebook.1`, …"""
 
-    config: Any
+    @property
+    def config(self) -> Any: ...
 
     def arrays(self) -> dict[str, np.ndarray]: ...
 

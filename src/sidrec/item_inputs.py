@@ -1,0 +1,44 @@
+"""Item vectors as a trained model reads them: centred and scaled as they were in its training.
+
+Centre and scale are part of the weights. A model that is built again for a larger catalogue first
+takes those of its own vectors, then, with the weights, those it was trained with; so items that
+are added later leave the inputs of all others exactly as they were.
+
+Cost:    the vectors once more in memory; nothing a step.
+Shapes:  N items, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidrec.types import Floats
+
+
+class ItemInputs(nn.Module):
+    """`vectors_ND`, follows `centre_D` and `scale` whenever these are loaded."""
+
+    centre_D: Tensor
+    scale: Tensor
+    vectors_ND: Tensor
+    """(N, D) float32, mean 0 and one common deviation of 1 over the catalogue of the training."""
+
+    def __init__(self, vectors_ND: Floats) -> None:
+        super().__init__()
+        raw_ND = torch.from_numpy(vectors_ND)
+        centre_D = torch.from_numpy(vectors_ND.mean(0))
+        self.register_buffer("centre_D", centre_D)
+        self.register_buffer("scale", (raw_ND - centre_D).std().clamp_min(1e-6)[None])
+        self.register_buffer("raw_ND", raw_ND, persistent=False)
+        self.register_buffer("vectors_ND", self.standardised(), persistent=False)
+
+    def standardised(self) -> Tensor:
+        """(N, D) the vectors under the present centre and scale."""
+        return (self.raw_ND - self.centre_D) / self.scale
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.vectors_ND.copy_(self.standardised())
