@@ -152,6 +152,9 @@ class Objective:
     over columns and averaged over items.
     """
 
+    fixed: Sequence[int] = ()
+    """How many rows at the start of each codebook never restart; () means none."""
+
     def __init__(self, model: Autoencoder, points_ND: Tensor, config: RqVaeConfig) -> None:
         self.model, self.points_ND, self.config = model, points_ND, config
 
@@ -245,7 +248,7 @@ def train(objective: Objective, rng: np.random.Generator, rows_N: Tensor | None 
         objective.after_epoch(epoch)
         due = config.revive_every and epoch % config.revive_every == 0
         if due and books and epoch <= config.revive_until * config.epochs:
-            revive(model.latents(points_ND[used_N]), model.books, optimiser, rng)
+            revive(model.latents(points_ND[used_N]), model.books, optimiser, rng, objective.fixed)
 
 
 def revive(
@@ -253,18 +256,20 @@ def revive(
     books: Iterable[nn.Parameter],
     optimiser: torch.optim.Optimizer,
     rng: np.random.Generator,
+    fixed: Sequence[int] = (),
 ) -> int:
     """Restart codes no item chose at residuals of badly fitted items; the number restarted.
 
-    Codebooks that do not learn stay as they are.
+    Codebooks that do not learn, and the first `fixed` rows of each, stay as they are.
     """
     residuals_NZ, total = latents_NZ, 0
-    for book in books:
+    for level, book in enumerate(books):
+        first = fixed[level] if fixed else 0
         rows_VZ = book.detach().cpu().numpy()
         codes_NL, after_NZ = quantise(residuals_NZ, [rows_VZ])
         counts_V = np.bincount(codes_NL[:, 0], minlength=len(rows_VZ))
         errors_N = np.square(after_NZ).sum(axis=1, dtype=np.float64)
-        dead = np.flatnonzero(counts_V == 0)[: np.count_nonzero(errors_N)]
+        dead = first + np.flatnonzero(counts_V[first:] == 0)[: np.count_nonzero(errors_N)]
         if dead.size and book.requires_grad:
             chosen = rng.choice(
                 len(errors_N), dead.size, replace=False, p=errors_N / errors_N.sum()
