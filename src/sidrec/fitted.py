@@ -85,7 +85,7 @@ def grow(old: nn.Module, new: nn.Module, num_old: int, nearest_MK: Ints) -> nn.M
 
     A table with one row an item keeps its old rows; a learnt row of a new item is the mean over
     its nearest old items, a buffer row is what `build` put there. Any other table that became
-    longer (a level where IDs now end) keeps the rows it had.
+    longer or shorter (a level where IDs now end) keeps the rows it had, as far as they reach.
     """
     learnt = {name for name, _ in new.named_parameters()}
     target = new.state_dict()
@@ -94,8 +94,9 @@ def grow(old: nn.Module, new: nn.Module, num_old: int, nearest_MK: Ints) -> nn.M
         place, weights = target[name], weights.cpu()  # `old` may be serving from a GPU: not moved
         if place.shape == weights.shape:
             place.copy_(weights)
-        elif place.shape[1:] == weights.shape[1:] and len(place) > len(weights):
-            place[: len(weights)] = weights
+        elif place.shape[1:] == weights.shape[1:]:
+            kept = min(len(place), len(weights))
+            place[:kept] = weights[:kept]
             if name in learnt and (len(weights), len(place)) == (num_old, num_new):
                 place[num_old:] = weights[torch.from_numpy(nearest_MK)].mean(dim=1)
     new.load_state_dict(target)

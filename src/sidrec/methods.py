@@ -38,6 +38,7 @@ METHODS: dict[str, dict[str, str]] = {
         "transition_graph": "sidrec.scorers.transition_graph:TransitionGraph",
         "sasrec": "sidrec.scorers.sasrec:SASRec",
         "dense": "sidrec.scorers.dense:Dense",
+        "content_knn": "sidrec.scorers.content_knn:ContentKnn",
     },
 }
 

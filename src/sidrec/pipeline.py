@@ -38,8 +38,9 @@ from sidrec.evaluation.metrics import ndcg
 from sidrec.fitted import Fitted
 from sidrec.processes import choose_device
 from sidrec.recipe import RunConfig, default_config, describe, read_data
-from sidrec.recommender import Recommender
+from sidrec.recommender import Recommender, load_ids
 from sidrec.retrieval.fusion import Hybrid, tune_weights
+from sidrec.tokenizers.lifecycle import churn, ids_version, migration
 from sidrec.training import TrainEvent, train
 from sidrec.types import (
     Candidates,
@@ -217,14 +218,15 @@ def summary_of(reports: Mapping[str, Report]) -> dict[str, Any]:
 
 def _answers(recommender: Recommender, name: str, k: int) -> dict[str, Any]:
     """How `evaluate` asks one system: all scores where it has them, else ranked lists."""
-    if name in recommender.scorers:
+    if name in recommender.scorers and not recommender.new_item_share:
         return {"scores": lambda b: recommender.scores(name, b.to(recommender.device))}
     fused = recommender.hybrid if name == "hybrid" else None
+    beam = max(recommender.beam_width, k, fused.pool if fused else 0)
     return {
         "candidates": lambda b, k, seen: recommender.answer(
             name, b.to(recommender.device), k, exclude=seen
         ),
-        "beam": max(recommender.beam_width, k, fused.pool if fused else 0),
+        "beam": None if name in recommender.scorers else beam,
     }
 
 
@@ -281,14 +283,26 @@ class _Fit:
         return self.embedded[1]
 
     @cached_property
+    def parent(self) -> SemanticIds | None:
+        """IDs of the bundle that this fit goes on from."""
+        return None if self.settings.parent is None else load_ids(self.settings.parent)
+
+    @cached_property
     def tokenizer(self) -> tuple[Fitted, str]:
-        context = CatalogueContext(self.dataset.items, self.split.train, self.vectors)
+        parent = self.parent
+        context = CatalogueContext(
+            self.dataset.items, self.split.train, self.vectors, earlier_ids=parent
+        )
         chosen = self.settings.tokenizer
         settings = config.with_seed(chosen.config, self.settings.seed)
         key = self.key(chosen, settings, self.embedded[2])
+        if parent is not None:
+            key = artifact.value_hash(key, ids_version(parent))
 
         def make() -> Fitted:
             value = methods.resolve("tokenizers", chosen.name).fit(self.vectors, settings, context)
+            if parent is not None:
+                value = migration(parent, value.encode(self.vectors)).apply_to(value)
             return Fitted(stage="tokenizers", name=chosen.name, config=settings, value=value)
 
         return self.cached("tokenizers", chosen.name, key, make, context), key
@@ -305,6 +319,10 @@ class _Fit:
                 f"{policy}, {report.share_after:.1%} after",
             }
         )
+        if self.parent is not None:
+            kept = " ".join(f"{share:.1%}" for share in churn(self.parent, ids).kept)
+            message = f"items that keep their first 1, 2, … codes of the parent: {kept}"
+            self.on_event({"stage": "semantic IDs", "message": message})
         return ids
 
     @cached_property
@@ -338,6 +356,8 @@ class _Fit:
             hybrid=None,
             beam_width=settings.decoding.beam_width,
             renormalise=settings.decoding.renormalise,
+            new_item_share=settings.decoding.new_item_share,
+            ids_parent=None if self.parent is None else ids_version(self.parent),
             settings=config.to_dict(settings),
             provenance={
                 "data": self.dataset.name,

@@ -86,6 +86,15 @@ class DecodingConfig:
     """Prefixes kept a level; wider finds more and costs more."""
     renormalise: bool = True
     """Probabilities over legal continuations only; false keeps those of the whole codebook."""
+    new_item_share: float = 0.0
+    """Least share of every list, of every system, for items without training events: 0.1 gives the
+    10th, 20th, … place to the best of them where none came by itself. 0 leaves lists alone."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.new_item_share <= 1:
+            raise ConfigError(
+                f"decoding.new_item_share must be in [0, 1], got {self.new_item_share}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +131,9 @@ class RunConfig:
     """What the run is called in tables and folders."""
     seed: int = 0
     """The one seed of every stage."""
+    parent: str | None = None
+    """Bundle of an earlier fit whose codes this one goes on with: the tokenizer starts from its IDs
+    where it can (residual_kmeans), and codes are renamed so that most items keep their prefix."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<n>."""
     data: DataConfig = DataConfig()

@@ -31,7 +31,9 @@ from sidrec.evaluation.protocol import top_rows
 from sidrec.fitted import Fitted, grow, nearest_items
 from sidrec.processes import choose_device
 from sidrec.retrieval.fusion import Hybrid, Member, fuse, generator_member, scorer_member
+from sidrec.retrieval.new_items import reserved, with_new_items
 from sidrec.tokenizers.collisions import assign_new
+from sidrec.tokenizers.lifecycle import ids_version
 from sidrec.types import (
     PAD,
     Bools,
@@ -70,6 +72,10 @@ class Recommender:
     hybrid: Hybrid | None
     beam_width: int
     renormalise: bool
+    new_item_share: float = 0.0
+    """Least share of every list for items without training events; see `retrieval.new_items`."""
+    ids_parent: str | None = None
+    """Version of the IDs that these came from by `add_items`, or by a fit with a `parent`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The run's whole config, plain, seed included."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +90,11 @@ class Recommender:
         """Names that `system` takes, the default first."""
         fused = ["hybrid"] if self.hybrid else []
         return [*fused, self.generator.name, *self.scorers]
+
+    @cached_property
+    def ids_version(self) -> str:
+        """Hash of the semantic IDs: item ids, codes and codebook sizes."""
+        return ids_version(self.ids)
 
     @cached_property
     def index(self) -> PrefixIndex:
@@ -174,6 +185,23 @@ class Recommender:
         keep_N: Bools | None = None,
     ) -> Candidates:
         """As `candidates`, from a batch already made and on this recommender's device."""
+        listed = self.ranked(system, batch, k, exclude, keep_N)
+        new_N = self.train_counts_N == 0
+        wanted = new_N if keep_N is None else new_N & keep_N
+        if not (num_new := reserved(k, self.new_item_share)) or not wanted.any():
+            return listed
+        new = self.ranked(system, batch, num_new, exclude, wanted)
+        return with_new_items(listed, new, new_N, self.new_item_share)
+
+    def ranked(
+        self,
+        system: str,
+        batch: HistoryBatch,
+        k: int,
+        exclude: Sequence[Ints] | None,
+        keep_N: Bools | None,
+    ) -> Candidates:
+        """The k best by the system alone; no share for new items."""
         if system == self.generator.name:
             return self.generate(batch, k, exclude, keep_N)
         if system == "hybrid" and self.hybrid:
@@ -291,7 +319,47 @@ class Recommender:
             ids=all_ids,
             generator=grown(self.generator),
             scorers={name: grown(fitted) for name, fitted in self.scorers.items()},
+            ids_parent=self.ids_version,
             index_override=self.index.insert(new_rows, ids.codes),
+        )
+
+    def with_ids(self, ids: SemanticIds, tokenizer: Fitted) -> Self:
+        """A new recommender whose trained models go on with other IDs of the same items.
+
+        Models are built again on the new codes and take their weights as they are, so it is only
+        as good as the codes still mean what they meant: rename them first (`lifecycle.migration`).
+        Vectors stay those the models were trained with. `tokenizer` must be the one that gives
+        these IDs, from vectors of the same embedding, or `add_items` cannot follow.
+        """
+        row_of = {str(item): row for row, item in enumerate(ids.item_ids)}
+        if set(row_of) != set(map(str, self.items.item_ids)):
+            raise DataError(
+                f"with_ids needs IDs of the {len(self.items)} items of this catalogue, got "
+                f"{len(ids)} others; add or drop items first"
+            )
+        rows_N = np.array([row_of[str(item)] for item in self.items.item_ids])
+        if ids.num_codes != self.ids.num_codes:
+            raise DataError(
+                f"with_ids needs codebooks of the sizes {self.ids.num_codes} that the models were "
+                f"trained with, got {ids.num_codes}; fit the tokenizer with these"
+            )
+        ids = SemanticIds(self.items.item_ids, ids.codes[rows_N], ids.num_codes)
+        context = serving_context(self.items, self.vectors, ids)
+
+        def moved(fitted: Fitted) -> Fitted:
+            if not isinstance(fitted.value, torch.nn.Module):
+                return fitted
+            model = type(fitted.value).build(context, fitted.config)
+            grow(fitted.value, model, len(self.items), np.zeros((0, 1), dtype=np.int64))
+            return replace(fitted, value=model.to(self.device))
+
+        return replace(
+            self,
+            ids=ids,
+            tokenizer=tokenizer,
+            generator=moved(self.generator),
+            ids_parent=self.ids_version,
+            index_override=None,
         )
 
     # ---------------------------------------------------------------- disk
@@ -317,11 +385,19 @@ class Recommender:
                 "hybrid": self.hybrid.to_dict() if self.hybrid else None,
                 "beam_width": self.beam_width,
                 "renormalise": self.renormalise,
+                "new_item_share": self.new_item_share,
+                "ids_version": self.ids_version,
                 "provenance": dict(self.provenance),
             }
             arrays = {"vectors": self.vectors.vectors, "train_counts": self.train_counts_N}
+            parents = {"ids": self.ids_parent} if self.ids_parent else {}
             return artifact.seal(
-                folder, kind=KIND, arrays=arrays, config=dict(self.settings), state=state
+                folder,
+                kind=KIND,
+                arrays=arrays,
+                config=dict(self.settings),
+                state=state,
+                parents=parents,
             )
 
     # ---------------------------------------------------------------- pieces
@@ -411,17 +487,13 @@ def load(path: str | Path, *, device: str = "auto") -> Recommender:
     bundle = artifact.load(path, kind=KIND)
     try:
         table = pl.read_parquet(bundle.path / "items.parquet")
-        codes = pl.read_parquet(bundle.path / "semantic_ids.parquet")
-        state = bundle.state
+        state, ids = bundle.state, ids_of(bundle)
         items = Items(as_ids(table["item_id"]), table)
         vectors = ItemVectors(
             items.item_ids,
             bundle.arrays["vectors"],
             tuple((str(name), int(width)) for name, width in state["views"]),
         )
-        num_codes = tuple(int(v) for v in state["num_codes"])
-        codes_NL = np.array(codes["codes"].to_list(), dtype=np.int64).reshape(-1, len(num_codes))
-        ids = SemanticIds(as_ids(codes["item_id"]), codes_NL, num_codes)
         context = serving_context(items, vectors, ids)
         where = choose_device(device)
 
@@ -444,12 +516,38 @@ def load(path: str | Path, *, device: str = "auto") -> Recommender:
             hybrid=None if state["hybrid"] is None else Hybrid(**state["hybrid"]),
             beam_width=state["beam_width"],
             renormalise=state["renormalise"],
+            new_item_share=state.get("new_item_share", 0.0),
+            ids_parent=bundle.parents.get("ids"),
             settings=bundle.config,
             provenance=state["provenance"],
             device=where,
         )
     except (KeyError, TypeError, pl.exceptions.PolarsError) as error:
         raise ArtifactError(f"{path} is not a complete bundle: {error!r}") from error
+
+
+def load_ids(path: str | Path) -> SemanticIds:
+    """The semantic IDs of a bundle, their version checked; no model is read."""
+    bundle = artifact.load(path, kind=KIND)
+    try:
+        return ids_of(bundle)
+    except (KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"{path} is not a complete bundle: {error!r}") from error
+
+
+def ids_of(bundle: artifact.Artifact) -> SemanticIds:
+    """The IDs in an opened bundle. ArtifactError where they are not of the version it names."""
+    table = pl.read_parquet(bundle.path / "semantic_ids.parquet")
+    num_codes = tuple(int(v) for v in bundle.state["num_codes"])
+    codes_NL = np.array(table["codes"].to_list(), dtype=np.int64).reshape(-1, len(num_codes))
+    ids = SemanticIds(as_ids(table["item_id"]), codes_NL, num_codes)
+    named, found = bundle.state.get("ids_version"), ids_version(ids)
+    if named not in (None, found):  # bundles before 0.2 name none
+        raise ArtifactError(
+            f"{bundle.path} names semantic IDs of version {str(named)[:12]}…, its file holds "
+            f"{found[:12]}…; the models beside it speak other IDs, copy the whole bundle again"
+        )
+    return ids
 
 
 def serving_context(items: Items, vectors: ItemVectors, ids: SemanticIds) -> CatalogueContext:

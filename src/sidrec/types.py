@@ -422,6 +422,8 @@ class CatalogueContext:
     train: Histories
     vectors: ItemVectors | None = None
     semantic_ids: SemanticIds | None = None
+    earlier_ids: SemanticIds | None = None
+    """For a tokenizer: IDs of an earlier fit, to start from. Items may have come and gone since."""
 
     @property
     def num_items(self) -> int:

@@ -11,7 +11,7 @@ from sidrec.errors import DataError
 from sidrec.testing.tokenizers import tiny_vectors
 from sidrec.tokenizers import lifecycle
 from sidrec.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
-from sidrec.types import SemanticIds, as_ids
+from sidrec.types import CatalogueContext, Histories, Items, ItemVectors, SemanticIds, as_ids
 
 RANDOM = np.random.default_rng(0)
 
@@ -130,6 +130,39 @@ def test_what_cannot_be_mapped_says_why():
         found.apply_to_codebooks([np.zeros((v, 2), np.float32) for v in (3, 4, 3)])
     with pytest.raises(DataError, match="has no codebooks"):
         found.apply_to(NoCodebooks())  # type: ignore[type-var]
+
+
+def test_a_warm_start_keeps_codes_where_a_cold_one_renumbers_them():
+    """Rotated vectors with a little noise: a re-fit of the embedder, as codes see it."""
+    vectors, random = tiny_vectors(400), np.random.default_rng(1)
+    rotation = np.linalg.qr(random.standard_normal((vectors.vectors.shape[1],) * 2))[0]
+    moved = vectors.vectors @ rotation + 0.02 * random.standard_normal(vectors.vectors.shape)
+    again = ItemVectors(vectors.item_ids, moved.astype(np.float32))
+    config, other = (
+        ResidualKMeansConfig(num_codes=(4, 6), num_levels=2, seed=seed) for seed in (0, 3)
+    )
+    old = ResidualKMeans.fit(vectors, config).encode(vectors)
+    reference = ResidualKMeans.fit(again, other)
+    items = Items(again.item_ids, pl.DataFrame())
+    nobody = Histories(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    context = CatalogueContext(items, nobody, again, earlier_ids=old)
+    warm = ResidualKMeans.fit(again, config, context)
+    kept = lifecycle.churn(old, warm.encode(again)).kept
+    assert kept[0] == 1.0 and kept[1] > 0.8
+    assert kept[1] > lifecycle.churn(old, reference.encode(again)).kept_relabelled[1]
+    errors = [np.square(t.decode(t.encode(again).codes) - moved).sum() for t in (warm, reference)]
+    assert errors[0] < 1.1 * errors[1]
+
+
+def test_a_warm_start_takes_items_that_came_and_went_and_more_codes_than_before():
+    vectors = tiny_vectors(60)
+    old = random_ids(40, (4, 4))  # other items, none of them in common
+    items = Items(vectors.item_ids, pl.DataFrame())
+    nobody = Histories(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    context = CatalogueContext(items, nobody, vectors, earlier_ids=old)
+    fitted = ResidualKMeans.fit(vectors, ResidualKMeansConfig(num_codes=6, num_levels=3), context)
+    assert np.isfinite(fitted.codebooks[0]).all()
+    assert len(np.unique(fitted.encode(vectors).codes[:, 0])) >= 4
 
 
 class NoCodebooks:

@@ -78,11 +78,20 @@ def reconstruct(codes_NL: Ints, codebooks: Sequence[Floats]) -> Floats:
     return vectors_ND
 
 
-def lloyd(points_ND: Floats, num_codes: int, num_iters: int, rng: np.random.Generator) -> Floats:
-    """Centroids (V, D) of k-means, started by k-means++; a dead code restarts at a worst fit."""
+def lloyd(
+    points_ND: Floats,
+    num_codes: int,
+    num_iters: int,
+    rng: np.random.Generator,
+    start_VD: Floats | None = None,
+) -> Floats:
+    """Centroids (V, D) of k-means from `start_VD`, else from k-means++.
+
+    A dead code restarts at a worst fit.
+    """
     points_ND = np.ascontiguousarray(points_ND, dtype=np.float32)
     exact_ND = points_ND.astype(np.float64)  # sums in float32 drift
-    codebook_VD = plus_plus(points_ND, num_codes, rng)
+    codebook_VD = plus_plus(points_ND, num_codes, rng) if start_VD is None else start_VD
     codes_N = nearest(points_ND, codebook_VD)
     for _ in range(num_iters):
         counts_V = np.bincount(codes_N, minlength=num_codes)

@@ -3,8 +3,12 @@
 Level 0 clusters the vectors; level l clusters what levels 0..l-1 left unexplained. Nothing is
 learnt by gradient, so it is the baseline every neural tokenizer has to beat.
 
+Where the context holds IDs of an earlier fit, k-means starts from them: a code begins at the mean
+of the items that held it, in whatever space the new vectors lie, so codes keep their meaning.
+
 Source:  Juang & Gray 1982 (multi-stage VQ); as a tokenizer: GRID (arXiv:2507.22224).
-Differs: k-means++ start; dead codes restart at worst-fit points; large catalogues are sampled.
+Differs: k-means++ start, or an earlier fit; dead codes restart at worst-fit points; large
+         catalogues are sampled.
 Cost:    fit O(L * num_iters * S * V * D) time, S = min(N, max_points_per_code * V) sampled items;
          encode O(L * N * V * D).
 Shapes:  N items, D width, L levels, V codes of a level.
@@ -20,7 +24,7 @@ import numpy as np
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.tokenizers.quantisation import lloyd, quantise, reconstruct
-from sidrec.types import CatalogueContext, Floats, Ints, ItemVectors, SemanticIds
+from sidrec.types import CatalogueContext, Floats, Ids, Ints, ItemVectors, SemanticIds
 
 Scale = Literal["none", "common", "column"]
 
@@ -67,19 +71,24 @@ class ResidualKMeans:
         config: ResidualKMeansConfig,
         context: CatalogueContext | None = None,
     ) -> Self:
-        """Learn one codebook a level. Same vectors, config and seed give the same codebooks."""
+        """Learn one codebook a level. Same input, config and seed give the same codebooks."""
         sizes = codes_per_level("residual_kmeans", config.num_codes, config.num_levels)
         require_items("residual_kmeans", len(vectors), max(sizes))
         mean_D, deviation_D = moments(vectors.vectors, "column" if config.standardise else "none")
         rng = np.random.default_rng(config.seed)
         codebooks: list[Floats] = []
-        for size in sizes:
+        earlier = None if context is None else context.earlier_ids
+        for level, size in enumerate(sizes):
             wanted = config.max_points_per_code * size
-            points_SD = vectors.vectors
-            if len(points_SD) > wanted:
-                points_SD = points_SD[np.sort(rng.choice(len(points_SD), wanted, replace=False))]
-            _, residuals_SD = quantise((points_SD - mean_D) / deviation_D, codebooks)
-            codebooks.append(lloyd(residuals_SD, size, config.num_iters, rng))
+            rows_S = np.arange(len(vectors))
+            if len(rows_S) > wanted:
+                rows_S = np.sort(rng.choice(len(rows_S), wanted, replace=False))
+            _, residuals_SD = quantise((vectors.vectors[rows_S] - mean_D) / deviation_D, codebooks)
+            start_VD = None
+            if earlier is not None and level < earlier.num_levels:
+                codes_S = codes_of(vectors.item_ids[rows_S], earlier, level)
+                start_VD = code_means(residuals_SD, codes_S, size, rng)
+            codebooks.append(lloyd(residuals_SD, size, config.num_iters, rng, start_VD))
         return cls(config, tuple(codebooks), mean_D, deviation_D)
 
     @property
@@ -122,6 +131,20 @@ class ResidualKMeans:
         """The tokenizer that `arrays` and `state` came from."""
         books = tuple(arrays[f"codebook.{level}"] for level in range(config.num_levels))
         return cls(config, books, arrays["mean"], arrays["deviation"])
+
+
+def codes_of(item_ids: Ids, ids: SemanticIds, level: int) -> Ints:
+    """Code (S,) of each item at a level of other IDs; −1 where they lack the item or it ended."""
+    codes_of_item = dict(zip(map(str, ids.item_ids), ids.codes[:, level].tolist(), strict=True))
+    return np.array([codes_of_item.get(str(item), -1) for item in item_ids], dtype=np.int64)
+
+
+def code_means(points_SD: Floats, codes_S: Ints, size: int, rng: np.random.Generator) -> Floats:
+    """Mean point (V, D) of each code; a code without points gets a point drawn at random."""
+    means_VD = points_SD[rng.choice(len(points_SD), size, replace=len(points_SD) < size)]
+    for code in np.unique(codes_S[(codes_S >= 0) & (codes_S < size)]):
+        means_VD[code] = points_SD[codes_S == code].mean(axis=0, dtype=np.float64)
+    return means_VD
 
 
 def codes_per_level(
