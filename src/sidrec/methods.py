@@ -23,6 +23,7 @@ METHODS: dict[str, dict[str, str]] = {
     "tokenizers": {
         "residual_kmeans": "sidrec.tokenizers.residual_kmeans:ResidualKMeans",
         "rqvae": "sidrec.tokenizers.rqvae:RqVae",
+        "coba_rqvae": "sidrec.tokenizers.coba_rqvae:CobaRqVae",
     },
     "collisions": {
         "keep": "sidrec.tokenizers.collisions:keep",

@@ -45,10 +45,10 @@ def cooccurrence(histories: Histories, num_items: int, window: int) -> sparse.cs
 
 def normalised(graph_NN: sparse.csr_array) -> sparse.csr_array:
     """Â = D^(−1/2) A D^(−1/2) in float32; items without neighbours keep an empty row."""
-    degrees_N = graph_NN.sum(axis=1)
+    degrees_N = np.asarray(graph_NN.sum(axis=1)).ravel()
     scale_N = np.divide(1, np.sqrt(degrees_N), where=degrees_N > 0, out=np.zeros(len(degrees_N)))
     scale = sparse.diags_array(scale_N)
-    return sparse.csr_array(scale @ graph_NN @ scale).astype(np.float32)
+    return sparse.csr_array(scale @ graph_NN @ scale, dtype=np.float32)
 
 
 def hop_weights(alpha: float, hops: int) -> np.ndarray:
