@@ -148,8 +148,8 @@ def rotate(latents_BZ: Tensor, quantised_BZ: Tensor) -> Tensor:
 class Objective:
     """The loss of RQ-VAE: reconstruction + codebook term + beta * commitment term.
 
-    Descendants override `choose`, `depths`, `extra` or `after_epoch`; squared errors are summed
-    over columns and averaged over items.
+    Descendants override `reconstruction`, `choose`, `depths`, `extra` or `after_epoch`; squared
+    errors are summed over columns and averaged over items.
     """
 
     fixed: Sequence[int] = ()
@@ -167,11 +167,15 @@ class Objective:
         )
         rebuilt_BD = self.model.decoder(quantised.output_BZ).float()
         return (
-            (points_BD - rebuilt_BD).square().sum(dim=1).mean()
+            self.reconstruction(rows_B, points_BD, rebuilt_BD)
             + quantised.codebook_term
             + self.config.beta * quantised.commitment_term
             + self.extra(rows_B, latents_BZ, quantised)
         )
+
+    def reconstruction(self, rows_B: Tensor, points_BD: Tensor, rebuilt_BD: Tensor) -> Tensor:
+        """What the rebuilt points lack."""
+        return (points_BD - rebuilt_BD).square().sum(dim=1).mean()
 
     def choose(self, residual_BZ: Tensor, book_VZ: Tensor, level: int) -> Tensor:
         """Codes (B,) of one level in training."""
