@@ -24,11 +24,14 @@ METHODS: dict[str, dict[str, str]] = {
         "residual_kmeans": "sidrec.tokenizers.residual_kmeans:ResidualKMeans",
         "rqvae": "sidrec.tokenizers.rqvae:RqVae",
         "coba_rqvae": "sidrec.tokenizers.coba_rqvae:CobaRqVae",
+        "balanced_kmeans": "sidrec.tokenizers.balanced_kmeans:BalancedKMeans",
     },
     "collisions": {
         "keep": "sidrec.tokenizers.collisions:keep",
         "counter": "sidrec.tokenizers.collisions:counter",
+        "sinkhorn": "sidrec.tokenizers.collisions:sinkhorn",
         "reassign": "sidrec.tokenizers.collisions:reassign",
+        "capacity": "sidrec.tokenizers.collisions:capacity",
     },
     "generators": {
         "causal": "sidrec.generators.causal:Causal",

@@ -309,14 +309,15 @@ class _Fit:
 
     @cached_property
     def ids(self) -> SemanticIds:
-        tokenizer, policy = self.tokenizer[0].value, self.settings.collisions
-        resolve = methods.resolve("collisions", policy)
-        ids, report = resolve(tokenizer.encode(self.vectors), tokenizer, self.vectors)
+        tokenizer, chosen = self.tokenizer[0].value, self.settings.collisions
+        policy = methods.resolve("collisions", chosen.name)
+        own = () if chosen.config is None else (chosen.config,)
+        ids, report = policy(tokenizer.encode(self.vectors), tokenizer, self.vectors, *own)
         self.on_event(
             {
                 "stage": "semantic IDs",
                 "message": f"{len(ids):,} items; {report.share_before:.1%} collided before "
-                f"{policy}, {report.share_after:.1%} after",
+                f"{chosen.name}, {report.share_after:.1%} after",
             }
         )
         if self.parent is not None:
@@ -333,11 +334,12 @@ class _Fit:
     @cached_property
     def ids_key(self) -> str:
         """Key of the IDs and of all that models see: the data, the split, the vectors."""
+        policy = self.settings.collisions
         return artifact.value_hash(
             self.dataset.content_hash,
             self.split.rule,
             self.tokenizer[1],
-            self.settings.collisions,
+            policy.name if policy.config is None else config.to_dict(policy),
         )
 
     @cached_property

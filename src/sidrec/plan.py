@@ -69,7 +69,7 @@ def stand_in(dataset: Dataset, train: Histories, settings: RunConfig) -> Catalog
     sizes = getattr(tokenizer, "num_codes", 256)
     levels = int(getattr(tokenizer, "num_levels", 3))
     sizes = (sizes,) * levels if isinstance(sizes, int) else tuple(sizes)
-    if settings.collisions == "counter":
+    if settings.collisions.name == "counter":
         sizes = (*sizes, 16)
     codes = np.stack([rng.integers(0, size, num_items) for size in sizes], axis=1)
     ids = dataset.items.item_ids

@@ -48,6 +48,7 @@ def training_of(name: str) -> TrainConfig | None:
 
 EMBEDDING = Stage("embeddings")
 TOKENIZER = Stage("tokenizers")
+COLLISIONS = Stage("collisions")
 GENERATOR = Stage("generators", training_of)
 SCORER = Stage("scorers", training_of)
 
@@ -148,8 +149,10 @@ class RunConfig:
         default_factory=lambda: config.method(TOKENIZER, "residual_kmeans")
     )
     """Vectors to semantic IDs."""
-    collisions: Literal["keep", "counter", "reassign"] = "reassign"
-    """What to do with items that get the same ID."""
+    collisions: Annotated[Method, COLLISIONS] = field(
+        default_factory=lambda: config.method(COLLISIONS, "reassign")
+    )
+    """What to do with items that get the same ID: a name, or a section for one with settings."""
     generator: Annotated[Method, GENERATOR] = field(
         default_factory=lambda: config.method(GENERATOR, "causal")
     )
@@ -169,6 +172,8 @@ class RunConfig:
     """The table."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.collisions, str):  # its name alone, as recipes may write it
+            object.__setattr__(self, "collisions", config.method(COLLISIONS, self.collisions))
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
             raise ConfigError(f"scorers must be different methods, got {names}")

@@ -22,7 +22,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from sidrec import artifact, explore, filters
+from sidrec import artifact, config, explore, filters
+from sidrec.config import Method, Stage
 from sidrec.decoding.beam import beam_search
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
@@ -66,7 +67,7 @@ class Recommender:
     ids: SemanticIds
     embedding: Fitted
     tokenizer: Fitted
-    collisions: str
+    collisions: Method
     generator: Fitted
     scorers: Mapping[str, Fitted]
     hybrid: Hybrid | None
@@ -286,7 +287,8 @@ class Recommender:
         """
         new = table if isinstance(table, Items) else items_of(table)
         vectors = self.embedding.value.embed(new)
-        ids, _ = assign_new(self.ids, self.tokenizer.value, vectors, self.collisions)
+        policy = self.collisions
+        ids, _ = assign_new(self.ids, self.tokenizer.value, vectors, policy.name, policy.config)
         items = Items(
             np.concatenate([self.items.item_ids, new.item_ids]),
             pl.concat([self.items.attributes, new.attributes], how="diagonal_relaxed"),
@@ -380,7 +382,7 @@ class Recommender:
             state = {
                 "num_codes": list(self.ids.num_codes),
                 "views": [list(view) for view in self.vectors.views],
-                "collisions": self.collisions,
+                "collisions": config.to_dict(self.collisions),
                 "scorers": list(self.scorers),
                 "hybrid": self.hybrid.to_dict() if self.hybrid else None,
                 "beam_width": self.beam_width,
@@ -496,6 +498,8 @@ def load(path: str | Path, *, device: str = "auto") -> Recommender:
         )
         context = serving_context(items, vectors, ids)
         where = choose_device(device)
+        policy = state["collisions"]
+        policy = {"name": policy} if isinstance(policy, str) else policy  # a name in older bundles
 
         def fitted(name: str) -> Fitted:
             found = Fitted.load(artifact.load_nested(bundle, name), context)
@@ -510,7 +514,7 @@ def load(path: str | Path, *, device: str = "auto") -> Recommender:
             ids=ids,
             embedding=fitted("embedding"),
             tokenizer=fitted("tokenizer"),
-            collisions=state["collisions"],
+            collisions=config.method(Stage("collisions"), **policy),
             generator=fitted("generator"),
             scorers={name: fitted(f"scorer_{name}") for name in state["scorers"]},
             hybrid=None if state["hybrid"] is None else Hybrid(**state["hybrid"]),

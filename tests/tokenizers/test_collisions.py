@@ -152,7 +152,9 @@ def test_a_full_counter_says_what_to_do():
 def test_wrong_calls_are_refused():
     vectors = line([0.0])
     ids = ON_A_LINE.encode(vectors)
-    with pytest.raises(ConfigError, match="have \\['keep', 'counter', 'reassign'\\]"):
+    with pytest.raises(
+        ConfigError, match="have \\['keep', 'counter', 'sinkhorn', 'reassign', 'capacity'\\]"
+    ):
         collisions.assign_new(ids, ON_A_LINE, line([0.0], names=["n"]), "digit")
     with pytest.raises(DataError, match="already have IDs"):
         collisions.assign_new(ids, ON_A_LINE, vectors)

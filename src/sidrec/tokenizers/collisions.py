@@ -1,33 +1,46 @@
-"""Collisions: what to do with items that share a semantic ID. Three policies, one signature.
+"""Collisions: what to do with items that share a semantic ID. Five policies, one signature.
 
-`keep` leaves them, `counter` appends a level that counts them (TIGER's fourth token), `reassign`
-gives every item its own ID: within each prefix, items and last codes are matched at least cost.
+`keep` leaves them, `counter` appends a level that counts them (TIGER's fourth token), `sinkhorn`
+spreads them over the last codes of their prefix, `reassign` gives every item its own ID: within
+each prefix, items and last codes are matched at least cost; `capacity` first limits how many items
+a prefix may hold. `placement` holds the arithmetic.
 
-Source:  counter: TIGER, arXiv:2305.05065, sec. 3.1; reassign: zero-collision reassignment by
-         minimum-cost matching as in arXiv:2605.25330; Jonker-Volgenant via SciPy.
-Differs: a prefix with more items than codes keeps those that fit best; the others move to the
-         nearest prefix with room. New items get free codes without moving old ones (`assign_new`).
-         Order is by item id, never by row or split.
+Source:  counter: TIGER, arXiv:2305.05065, sec. 3.1; sinkhorn: LC-Rec, arXiv:2311.09049, and LETTER,
+         arXiv:2405.07314; reassign: zero-collision reassignment by minimum-cost matching as in
+         arXiv:2605.25330; Jonker-Volgenant via SciPy.
+Differs: reassign: a prefix with more items than codes keeps those that fit best; the others move to
+         the nearest prefix with room. sinkhorn works after training only, on one group of colliding
+         items at a time, and offers no code that another item holds. capacity is ours.
+         New items get free codes without moving old ones (`assign_new`). Order is by item id,
+         never by row or split.
 Cost:    reassign O(sum over crowded prefixes of n^2 * V), n items of a prefix; prefixes without
-         a collision are not touched.
+         a collision are not touched. sinkhorn O(num_rounds * num_iters * n * V), n colliding items.
 Shapes:  N items, D width, L levels, V codes of the last level.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.tokenizers.quantisation import squared_distances
+from sidrec.tokenizers.placement import (
+    Prefix,
+    Taken,
+    distortion,
+    in_id_order,
+    limit_prefixes,
+    match_last,
+    spread_last,
+    taken_by,
+)
 from sidrec.types import Floats, Ids, Ints, ItemVectors, SemanticIds
 
-Prefix = tuple[int, ...]
+Policy = TypeVar("Policy", bound=Callable[..., Any])
 
 
 class ResidualTokenizer(Protocol):
@@ -59,6 +72,58 @@ class CollisionReport:
     """Of these, items whose prefix had no room left."""
     extra_distortion: float = 0.0
     """Growth of the mean squared distance between items and their codes, as a ratio of it."""
+    num_rounds: int = 0
+    """Rounds of transport that changed something."""
+    largest_prefix_before: int = 0
+    """Items under the fullest prefix whose capacity was limited; 0 where none was."""
+    largest_prefix_after: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkhornConfig:
+    """Settings of `sinkhorn`."""
+
+    epsilon: float = 0.003
+    """Weight of the plan's entropy, as a share of half the range of distances."""
+    num_iters: int = 50
+    """Scalings of rows and columns a plan."""
+    num_rounds: int = 20
+    """Stop after this many rounds even where items still collide."""
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0:
+            raise ConfigError(f"sinkhorn.epsilon must be above 0, got {self.epsilon}")
+        for name in ("num_iters", "num_rounds"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"sinkhorn.{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityConfig:
+    """Settings of `capacity`."""
+
+    capacity: int | None = None
+    """Most items under a prefix; None: as many as it has IDs."""
+    depth: int | None = None
+    """Codes of the prefixes that are limited; None: all but the last."""
+    unique: bool = True
+    """Then give every item its own ID, as `reassign` does, without leaving its limited prefix."""
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "depth"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"capacity.{name} must be at least 1, got {value}")
+
+
+def takes(config_class: type) -> Callable[[Policy], Policy]:
+    """Mark a policy with its config, where the `[collisions]` section of a recipe looks for it."""
+
+    def mark(policy: Policy) -> Policy:
+        vars(policy)["config_class"] = config_class
+        return policy
+
+    return mark
 
 
 def keep(
@@ -95,27 +160,61 @@ def reassign(
     return _place(ids, tokenizer, vectors, taken=defaultdict(set), policy="reassign")
 
 
+@takes(SinkhornConfig)
+def sinkhorn(
+    ids: SemanticIds,
+    tokenizer: ResidualTokenizer,
+    vectors: ItemVectors,
+    config: SinkhornConfig | None = None,
+) -> tuple[SemanticIds, CollisionReport]:
+    """Spread colliding items over the last codes of their prefix by uniform transport.
+
+    All codes but the last stay. Identical vectors, and items beyond the codes of a prefix, go on
+    colliding: `share_after` says how many.
+    """
+    return _spread(ids, tokenizer, vectors, config, taken=defaultdict(set))
+
+
+@takes(CapacityConfig)
+def capacity(
+    ids: SemanticIds,
+    tokenizer: ResidualTokenizer,
+    vectors: ItemVectors,
+    config: CapacityConfig | None = None,
+) -> tuple[SemanticIds, CollisionReport]:
+    """At most so many items under a prefix; those that fit worst go to the nearest with room."""
+    none = SemanticIds(ids.item_ids[:0], ids.codes[:0], ids.num_codes)
+    return _limit(ids, tokenizer, vectors, config, existing=none)
+
+
 def assign_new(
-    existing: SemanticIds, tokenizer: ResidualTokenizer, new: ItemVectors, policy: str = "reassign"
+    existing: SemanticIds,
+    tokenizer: ResidualTokenizer,
+    new: ItemVectors,
+    policy: str = "reassign",
+    config: Any = None,
 ) -> tuple[SemanticIds, CollisionReport]:
     """IDs for items that arrive later; no existing item moves.
 
-    `keep`: as encoded. `counter`: the next free numbers. `reassign`: the nearest free IDs.
+    `keep`: as encoded. `counter`: the next free numbers. `sinkhorn`: free last codes of the same
+    prefix while there are any. `reassign`: the nearest free IDs. `capacity`: what room is left.
     """
     known = set(existing.item_ids) & set(new.item_ids)
     if known:
         raise DataError(f"{len(known)} of the new items already have IDs, e.g. {sorted(known)[:3]}")
+    if policy not in (have := ["keep", "counter", "sinkhorn", "reassign", "capacity"]):
+        raise ConfigError(f"no collision policy {policy!r}: have {have}")
     ids = tokenizer.encode(new)
     if policy == "keep":
         return ids, _report("keep", ids, ids)
     if policy == "counter":
         return _count_on(existing, ids)
-    if policy != "reassign":
-        raise ConfigError(f"no collision policy {policy!r}: have ['keep', 'counter', 'reassign']")
     _require_full_length(existing, "assign_new")
-    taken: defaultdict[Prefix, set[int]] = defaultdict(set)
-    for codes in existing.codes.tolist():
-        taken[tuple(codes[:-1])].add(codes[-1])
+    if policy == "capacity":
+        return _limit(ids, tokenizer, new, config, existing=existing)
+    taken = taken_by(existing.codes)
+    if policy == "sinkhorn":
+        return _spread(ids, tokenizer, new, config, taken=taken)
     return _place(ids, tokenizer, new, taken=taken, policy="reassign")
 
 
@@ -145,10 +244,90 @@ def _place(
     tokenizer: ResidualTokenizer,
     vectors: ItemVectors,
     *,
-    taken: defaultdict[Prefix, set[int]],
+    taken: Taken,
     policy: str,
 ) -> tuple[SemanticIds, CollisionReport]:
     """Match items to last codes that are neither `taken` nor shared; `taken` grows."""
+    points_ND, books = _space(policy, ids, tokenizer, vectors)
+    room = _num_ids(ids.num_codes) - sum(map(len, taken.values()))
+    _require_room(policy, len(ids), room, f"IDs of levels {ids.num_codes}", "num_codes")
+    order = in_id_order(ids.item_ids)
+    codes_NL, num_left = match_last(points_ND, ids.codes, books, order, taken)
+    return _moved(policy, ids, codes_NL, points_ND, books, num_moved_prefix=num_left)
+
+
+def _spread(
+    ids: SemanticIds,
+    tokenizer: ResidualTokenizer,
+    vectors: ItemVectors,
+    config: SinkhornConfig | None,
+    *,
+    taken: Taken,
+) -> tuple[SemanticIds, CollisionReport]:
+    config = config or SinkhornConfig()
+    points_ND, books = _space("sinkhorn", ids, tokenizer, vectors)
+    codes_NL, num_rounds = spread_last(
+        points_ND,
+        ids.codes,
+        books,
+        in_id_order(ids.item_ids),
+        taken,
+        epsilon=config.epsilon,
+        num_iters=config.num_iters,
+        num_rounds=config.num_rounds,
+    )
+    return _moved("sinkhorn", ids, codes_NL, points_ND, books, num_rounds=num_rounds)
+
+
+def _limit(
+    ids: SemanticIds,
+    tokenizer: ResidualTokenizer,
+    vectors: ItemVectors,
+    config: CapacityConfig | None,
+    *,
+    existing: SemanticIds,
+) -> tuple[SemanticIds, CollisionReport]:
+    config = config or CapacityConfig()
+    points_ND, books = _space("capacity", ids, tokenizer, vectors)
+    depth = max(ids.num_levels - 1, 1) if config.depth is None else config.depth
+    if depth > ids.num_levels:
+        raise ConfigError(
+            f"capacity.depth = {depth} but IDs have {ids.num_levels} levels; lower it"
+        )
+    most = _num_ids(ids.num_codes[depth:])
+    limit = most if config.capacity is None else config.capacity
+    if config.unique and limit > most:
+        raise ConfigError(
+            f"capacity.capacity = {limit} but a prefix of {depth} codes has {most} IDs; lower it, "
+            "or set unique = false"
+        )
+    counts = Counter(map(tuple, existing.codes[:, :depth].tolist()))
+    room = limit * _num_ids(ids.num_codes[:depth]) - sum(min(n, limit) for n in counts.values())
+    places = f"places, {limit} under each prefix of levels {ids.num_codes[:depth]}"
+    _require_room("capacity", len(ids), room, places, "capacity")
+    order = in_id_order(ids.item_ids)
+    codes_NL = limit_prefixes(
+        points_ND, ids.codes, books, order, counts, depth=depth, capacity=limit
+    )
+    if config.unique:
+        taken = taken_by(existing.codes)
+        codes_NL, _ = match_last(points_ND, codes_NL, books, order, taken, depth=depth)
+    return _moved(
+        "capacity",
+        ids,
+        codes_NL,
+        points_ND,
+        books,
+        num_moved_prefix=int((codes_NL != ids.codes)[:, :depth].any(axis=1).sum()),
+        largest_prefix_before=_largest(ids.codes[:, :depth], existing.codes[:, :depth]),
+        largest_prefix_after=max(counts.values(), default=0),
+    )
+
+
+def _space(
+    policy: str, ids: SemanticIds, tokenizer: ResidualTokenizer, vectors: ItemVectors
+) -> tuple[Floats, Sequence[Floats]]:
+    """Points (N, D) and the codebooks that the IDs are made of."""
     books = tokenizer.codebooks
     _require_full_length(ids, policy)
     if ids.num_codes != tuple(len(book) for book in books):
@@ -156,108 +335,50 @@ def _place(
             f"{policy}: IDs have levels {ids.num_codes} but the tokenizer has "
             f"{tuple(len(book) for book in books)}; pass the IDs that its encode gave"
         )
-    room = int(np.prod([float(v) for v in ids.num_codes])) - sum(map(len, taken.values()))
-    if len(ids) > room:
+    return tokenizer.project(vectors), books
+
+
+def _num_ids(sizes: Sequence[int]) -> int:
+    return int(np.prod([float(size) for size in sizes]))
+
+
+def _largest(*codes_NL: Ints) -> int:
+    _, counts = np.unique(np.concatenate(codes_NL), axis=0, return_counts=True)
+    return int(counts.max(initial=0))
+
+
+def _require_room(policy: str, num_items: int, room: int, places: str, raised: str) -> None:
+    if num_items > room:
         raise DataError(
-            f"{policy}: {len(ids)} items do not fit into {room} free IDs of levels "
-            f"{ids.num_codes}; raise num_codes or num_levels"
+            f"{policy}: {num_items} items do not fit into {room} free {places}; "
+            f"raise {raised} or num_levels"
         )
-    points_ND = tokenizer.project(vectors)
-    codes_NL = ids.codes.copy()
-    groups: defaultdict[Prefix, list[int]] = defaultdict(list)
-    for row in np.argsort(ids.item_ids.astype(str), kind="stable").tolist():
-        groups[tuple(ids.codes[row, :-1].tolist())].append(row)
-    homeless: list[int] = []
-    for prefix, rows in groups.items():
-        wanted = codes_NL[rows, -1]
-        used = taken[prefix]
-        if len(np.unique(wanted)) < len(rows) or not used.isdisjoint(wanted.tolist()):
-            free = np.array([c for c in range(len(books[-1])) if c not in used], dtype=np.int64)
-            costs = squared_distances(_residuals(points_ND[rows], prefix, books), books[-1])
-            chosen, columns = linear_sum_assignment(costs[:, free])
-            codes_NL[np.array(rows)[chosen], -1] = free[columns]
-            homeless += [rows[i] for i in sorted(set(range(len(rows))) - set(chosen.tolist()))]
-            rows = [rows[i] for i in chosen]
-        used.update(codes_NL[rows, -1].tolist())
-    homeless.sort(key=lambda row: str(ids.item_ids[row]))
-    for row in homeless:
-        codes_NL[row] = _nearest_free(points_ND[row], books, taken)
-        taken[tuple(codes_NL[row, :-1].tolist())].add(int(codes_NL[row, -1]))
-    after = SemanticIds(ids.item_ids, codes_NL, ids.num_codes)
-    moved = (codes_NL != ids.codes).any(axis=1)
-    before_error = _distortion(points_ND, ids.codes, books)
-    after_error = before_error
-    if moved.any():
-        change = _distortion(points_ND[moved], codes_NL[moved], books) - _distortion(
-            points_ND[moved], ids.codes[moved], books
-        )
-        after_error = before_error + change * float(moved.mean())
-    report = _report(
-        policy,
-        ids,
-        after,
-        num_moved=int(moved.sum()),
-        num_moved_prefix=len(homeless),
-        extra_distortion=(after_error - before_error) / before_error if before_error > 0 else 0.0,
-    )
-    return after, report
-
-
-def _nearest_free(
-    point_D: Floats, books: Sequence[Floats], taken: defaultdict[Prefix, set[int]]
-) -> list[int]:
-    """The closest free ID found by a beam over prefixes that widens until one has room."""
-    num_prefixes = int(np.prod([float(len(book)) for book in books[:-1]]))
-    width = 64
-    while True:
-        beams = _near_prefixes(point_D, books[:-1], width)
-        best: tuple[float, Prefix, int] | None = None
-        for prefix in beams:
-            used = taken.get(prefix, set())
-            if len(used) < len(books[-1]):
-                costs = squared_distances(_residuals(point_D[None], prefix, books), books[-1])[0]
-                costs[list(used)] = np.inf
-                found = (float(costs.min()), prefix, int(costs.argmin()))
-                best = found if best is None else min(best, found)
-        if best is not None:
-            return [*best[1], best[2]]
-        if width >= num_prefixes:  # every prefix was in the beam; `_place` checked there is room
-            raise AssertionError("no free ID although items fit")
-        width *= 8
-
-
-def _near_prefixes(point_D: Floats, books: Sequence[Floats], width: int) -> list[Prefix]:
-    """Up to `width` prefixes whose centroid sums lie closest to the point, by beam search."""
-    beams: list[Prefix] = [()]
-    residuals = point_D[None].astype(np.float32)
-    for book in books:
-        costs = squared_distances(residuals, book)
-        order = np.argsort(costs, axis=None, kind="stable")[:width]
-        parents, codes = np.unravel_index(order, costs.shape)
-        beams = [(*beams[p], int(c)) for p, c in zip(parents, codes, strict=True)]
-        residuals = residuals[parents] - book[codes]
-    return beams
-
-
-def _residuals(points_ND: Floats, prefix: Prefix, books: Sequence[Floats]) -> Floats:
-    """What the codes of a prefix leave of each point (N, D)."""
-    residuals_ND = points_ND.astype(np.float32)
-    for code, book in zip(prefix, books, strict=False):
-        residuals_ND = residuals_ND - book[code]
-    return residuals_ND
-
-
-def _distortion(points_ND: Floats, codes_NL: Ints, books: Sequence[Floats]) -> float:
-    """Mean squared distance between points and the sums of their centroids."""
-    residuals = points_ND.astype(np.float64)
-    for level, book in enumerate(books):
-        residuals = residuals - book[codes_NL[:, level]]
-    return float(np.square(residuals).sum(axis=1).mean()) if len(residuals) else 0.0
 
 
 def _require_full_length(ids: SemanticIds, policy: str) -> None:
     if (ids.codes < 0).any():
         raise DataError(f"{policy} needs IDs of one length; some end early (code −1)")
+
+
+def _moved(
+    policy: str,
+    ids: SemanticIds,
+    codes_NL: Ints,
+    points_ND: Floats,
+    books: Sequence[Floats],
+    **figures: float,
+) -> tuple[SemanticIds, CollisionReport]:
+    """The IDs with their new codes, and what the change cost."""
+    after = SemanticIds(ids.item_ids, codes_NL, ids.num_codes)
+    moved = (codes_NL != ids.codes).any(axis=1)
+    before_error, growth = distortion(points_ND, ids.codes, books), 0.0
+    if moved.any() and before_error > 0:
+        change = distortion(points_ND[moved], codes_NL[moved], books) - distortion(
+            points_ND[moved], ids.codes[moved], books
+        )
+        growth = change * float(moved.mean()) / before_error
+    figures = {"num_moved": int(moved.sum()), "extra_distortion": growth, **figures}
+    return after, _report(policy, ids, after, **figures)
 
 
 def _report(
