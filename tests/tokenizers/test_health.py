@@ -3,14 +3,21 @@
 import numpy as np
 import pytest
 
-from sidrec.errors import DataError
+from sidrec.errors import ConfigError, DataError
 from sidrec.testing.tokenizers import tiny_vectors
 from sidrec.tokenizers import health as health_module
 from sidrec.tokenizers.collisions import counter
-from sidrec.tokenizers.health import health, prefix_purity
+from sidrec.tokenizers.health import (
+    chance_of,
+    health,
+    prefix_groups,
+    prefix_purity,
+    require_alive,
+    top_share,
+)
 from sidrec.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
 from sidrec.tokenizers.tree import prefix_names
-from sidrec.types import ItemVectors, SemanticIds, as_ids
+from sidrec.types import Histories, ItemVectors, SemanticIds, as_ids
 
 
 def ids_of(*codes, num_codes=(4, 2)):
@@ -62,10 +69,123 @@ def test_neighbours_agree_where_codes_follow_vectors_and_not_where_they_do_not()
     vectors = tiny_vectors(200)
     follow = ids_of(*[(i % 4, 0) for i in range(200)])
     against = ids_of(*[(i // 4 % 4, 0) for i in range(200)])
-    assert health_module.neighbour_agreement(follow, vectors.vectors) == 1.0
-    assert health_module.neighbour_agreement(against, vectors.vectors) < 0.5
+    assert health_module.neighbour_agreement(follow, vectors.vectors) == [1.0, 1.0]
+    assert health_module.neighbour_agreement(against, vectors.vectors)[0] < 0.5
+    found = health(follow, vectors)
+    assert found.neighbour_agreement == found.levels[0].neighbour_agreement == 1.0
+    chance = (50 - 1) / (200 - 1)
+    assert found.levels[0].neighbour_agreement_gain == pytest.approx(1 - chance)
     one = ItemVectors(as_ids("a"), np.ones((1, 2), dtype=np.float32))
     assert health(ids_of((0, 0)), one).neighbour_agreement is None
+
+
+def test_cur_and_icr_are_one_count_over_two_denominators():
+    found = health(ids_of((0, 0), (0, 0), (1, 0), (1, 1), (1, 1)))
+    assert (found.icr, found.cur) == (3 / 5, 3 / 8)
+    assert found.icr == 1 - found.collision_rate
+    assert found.cur * 8 == found.icr * 5 == found.num_ids
+
+
+def test_group_sizes_count_every_item_once():
+    found = health(ids_of((0, 0), (0, 0), (1, 0), (1, 1), (1, 1)))
+    assert found.group_sizes == ((1, 1), (2, 2)) and found.num_alone == 1
+    assert sum(size * number for size, number in found.group_sizes) == found.num_items
+
+
+def test_gini_is_zero_for_even_use_and_counts_dead_codes():
+    even, one = health(ids_of((0, 1), (1, 1), (2, 1), (3, 1))).levels
+    assert even.gini == 0.0 and one.gini == pytest.approx(1 / 2)  # all in one of two codes
+
+
+def test_traffic_follows_training_events_not_items():
+    ids = ids_of(*[(i, 0) for i in range(20)], num_codes=(20, 2))
+    counts = np.array([91] + [0] * 10 + [1] * 9)
+    level = health(ids, train_counts_N=counts).levels[0]
+    assert level.gini == 0.0 and level.traffic_gini > 0.9
+    assert level.traffic_top_share == pytest.approx(0.92)  # the two busiest of twenty codes
+    assert health(ids).levels[0].traffic_gini is None
+    assert top_share(np.ones(10, dtype=np.int64)) == pytest.approx(0.1)
+
+
+def test_copurchased_pairs_that_share_a_prefix_are_counted_by_users_and_against_chance():
+    ids = ids_of((0, 0), (0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
+    train = Histories.from_lists([[0, 1], [0, 1], [0, 2], [0, 5]])
+    found = health(ids, train=train)
+    assert found.num_pairs == 3
+    first, second = found.levels
+    assert first.copurchase_agreement == pytest.approx(3 / 4)
+    assert second.copurchase_agreement == pytest.approx(2 / 4)
+    assert first.copurchase_agreement_gain == pytest.approx(3 / 4 - 8 / 30)
+    assert second.copurchase_agreement_gain == pytest.approx(2 / 4 - 2 / 30)
+    assert first.traffic_top_share is not None, "training counts come from the histories"
+
+
+def test_chance_is_what_shuffled_ids_reach():
+    groups = prefix_groups(ids_of(*[(i % 3, i % 2) for i in range(30)], num_codes=(3, 2)))
+    random, pairs = np.random.default_rng(0), [(0, 1), (2, 17), (5, 6), (7, 29)]
+    for level in range(2):
+        shuffled = [random.permutation(groups[:, level]) for _ in range(4000)]
+        share = np.mean([[g[i] == g[j] for i, j in pairs] for g in shuffled])
+        assert share == pytest.approx(chance_of(np.bincount(groups[:, level])), abs=0.01)
+
+
+def test_prefixes_of_ids_that_end_early_are_grouped_by_the_whole_id():
+    ids = ids_of((0, -1), (0, -1), (0, 0), (1, -1))
+    assert prefix_groups(ids).tolist() == [[0, 0], [0, 0], [0, 1], [1, 2]]
+    found = health(ids, train=Histories.from_lists([[0, 1], [0, 2]]))
+    assert [level.num_items for level in found.levels] == [4, 1]
+    assert [level.num_prefixes for level in found.levels] == [2, 3] and found.num_ids == 3
+    assert [level.copurchase_agreement for level in found.levels] == [1.0, 0.5]
+    assert found.mean_length == 5 / 4
+
+
+def test_reconstruction_of_ids_that_end_early_uses_the_codes_they_have():
+    vectors = tiny_vectors(100)
+    tokenizer = ResidualKMeans.fit(vectors, ResidualKMeansConfig(num_codes=8, num_levels=2))
+    codes = tokenizer.encode(vectors).codes.copy()
+    codes[::2, 1] = -1
+    found = health(SemanticIds(vectors.item_ids, codes, (8, 8)), vectors, tokenizer)
+    expected = tokenizer.decode(np.maximum(codes, 0))
+    expected[::2] = tokenizer.decode(codes[::2, :1])
+    assert found.levels[1].reconstruction_error_ratio == pytest.approx(
+        health_module.error_ratio(vectors.vectors, expected)
+    )
+
+
+def test_figures_of_other_catalogues_are_refused():
+    ids = ids_of((0, 0), (1, 0))
+    with pytest.raises(DataError, match="2 items but 1 entries of categories"):
+        health(ids, categories=["a"])
+    with pytest.raises(DataError, match="item row 2 of a catalogue of 2"):
+        health(ids, train=Histories.from_lists([[0, 2]]))
+    assert health(ids, train=Histories.from_lists([[0], [1]])).num_pairs == 0
+
+
+def test_a_collapsed_level_is_an_error_that_names_level_figures_and_cure():
+    ids = ids_of(*[(i % 64, i % 2) for i in range(256)], num_codes=(64, 64))
+    with pytest.raises(DataError, match=r"level 1 of rqvae collapsed: 256 .* 2 of 64 .*num_levels"):
+        require_alive(ids, name="rqvae")
+    require_alive(ids, least_use=0.03)
+    require_alive(ids, least_use=0)
+    with pytest.raises(ConfigError, match="least_use"):
+        require_alive(ids, least_use=5)
+
+
+def test_nearly_all_items_on_one_code_is_a_collapse_too_and_so_is_one_of_few_codes():
+    skewed = [(0 if i < 900 else i % 64, 0) for i in range(1000)]
+    with pytest.raises(DataError, match="level 0"):
+        require_alive(ids_of(*skewed, num_codes=(64, 1)))
+    with pytest.raises(DataError, match="level 1"):
+        require_alive(ids_of(*[(i % 4, 0) for i in range(16)], num_codes=(4, 4)))
+
+
+def test_few_items_equal_items_and_rare_levels_are_no_collapse():
+    require_alive(ids_of(*[(0, 0)] * 200, num_codes=(64, 64)))
+    ids = ids_of(*[(i % 2, 0) for i in range(400)], num_codes=(64, 64))
+    equal = ItemVectors(ids.item_ids, np.repeat(np.eye(2, dtype=np.float32), 200, axis=0))
+    require_alive(ids, equal)
+    early = [(i % 64, 0 if i < 9 else -1) for i in range(400)]
+    require_alive(ids_of(*early, num_codes=(64, 64)))
 
 
 TEXTS = (
