@@ -156,7 +156,8 @@ class Neighbours:
         for start in range(0, len(known), BLOCK_ROWS):
             block = known[start : start + BLOCK_ROWS]
             own_BD = vectors.vectors[block].astype(np.float64)
-            mixed_BD = self.own * own_BD + self.scale * self.parts_MD[rows_N[block]]
+            parts_BD = self.parts_MD[rows_N[block]].astype(np.float64)
+            mixed_BD = self.own * own_BD + self.scale * parts_BD
             lengths_B = np.linalg.norm(own_BD, axis=1)
             mixed_B = np.linalg.norm(mixed_BD, axis=1)
             usable_B = (lengths_B > 0) & (mixed_B > 0)
