@@ -24,6 +24,8 @@ METHODS: dict[str, dict[str, str]] = {
         "residual_kmeans": "sidrec.tokenizers.residual_kmeans:ResidualKMeans",
         "rqvae": "sidrec.tokenizers.rqvae:RqVae",
         "coba_rqvae": "sidrec.tokenizers.coba_rqvae:CobaRqVae",
+        "plum_rqvae": "sidrec.tokenizers.plum_rqvae:PlumRqVae",
+        "letter": "sidrec.tokenizers.letter:Letter",
         "balanced_kmeans": "sidrec.tokenizers.balanced_kmeans:BalancedKMeans",
     },
     "collisions": {
