@@ -9,7 +9,13 @@ are dropped afterwards (STATIC's rule): a score is then the model's own joint pr
 A prefix A of probability .6 whose only child has .1, against B of .4 whose child has .9: without,
 A .06 < B .36; with, A .6 > B .4. Never mix the two, in training or in fusion.
 
+Where IDs end early, the end is a symbol with a probability like any other, so a score is that of
+the whole ID. `length_penalty` ranks by score / symbols^penalty instead (no log-probability any
+more: for comparison). Items that share an ID all have its score or, with `weights_N`, divide its
+probability in proportion to their weights, so that the items, not the IDs, sum to 1.
+
 Source:   constrained beam search of TIGER (arXiv:2305.05065) and STATIC (arXiv:2602.22647).
+          The length penalty without its constant: Wu et al. 2016 (arXiv:1609.08144), eq. 14.
 Differs:  rules inside the search; ties go to the better prefix, then the lower code, then the
           lower row; fewer than k items come back only when fewer exist.
 Cost:     a step O(W V) a request, or O(W children); nothing grows with the catalogue.
@@ -69,16 +75,26 @@ def beam_search(
     rules: Rules | None = None,
     renormalise: bool = True,
     constrained: bool = True,
+    length_penalty: float = 0.0,
+    weights_N: Tensor | None = None,
     trace: list[LevelTrace] | None = None,
 ) -> Candidates:
     """The k best items of each request with their log-probabilities, best first.
 
     A beam narrower than k is widened to k, so k items come back whenever k exist; shorter rows end
     in −1 with score −inf. `constrained=False` searches freely and drops what is no item: use it
-    only to see what that loses. `trace` receives one entry a level.
+    only to see what that loses. `trace` receives one entry a level. `weights_N` are above 0, one a
+    catalogue row; an ID's probability goes to those of its items that the rules leave.
     """
     if k < 1:
         raise ConfigError(f"beam_search: k must be at least 1, got {k}")
+    if not 0 <= length_penalty < inf:
+        raise ConfigError(f"beam_search: length_penalty must be at least 0, got {length_penalty}")
+    if weights_N is not None and len(weights_N) < index.num_rows:
+        raise DataError(
+            f"beam_search: weights_N must cover the {index.num_rows} catalogue rows of the index, "
+            f"got {len(weights_N)}; give one value a row"
+        )
     width, num_requests = max(beam_width, k), batch.num_requests
     excluded_BX = None
     if rules is not None:
@@ -89,7 +105,7 @@ def beam_search(
         scores_BW = free.scores_BK.masked_fill(~free.valid_BK, ILLEGAL)
         scores_BW, order_BW = scores_BW.sort(dim=1, descending=True, stable=True)
         nodes_BW = follow(index, free.codes_BKL)[-1].gather(1, order_BW)
-        return expand(index, nodes_BW, scores_BW, k, excluded_BX)
+        return expand(index, nodes_BW, scores_BW, k, excluded_BX, weights_N)
     closed: list[Exhausted | None] = [None] * index.num_levels
     scores_BW = torch.zeros(num_requests, 1, device=index.device)
     if excluded_BX is not None:
@@ -99,16 +115,23 @@ def beam_search(
         scores_BW.fill_(ILLEGAL)
     state = generator.start(batch)
     nodes_BW, codes_BW, parents_BW = index.root(num_requests), None, None
+    written_BW, norms_BW = torch.zeros_like(scores_BW), None
     for level in range(index.num_levels):
         logits_BWV, state = generator.step(state, codes_BW, parents_BW)
         ended_BW = ended(index, level, codes_BW)
+        if length_penalty:  # symbols of each beam, the one to be chosen included
+            written_BW = written_BW if parents_BW is None else written_BW.gather(1, parents_BW)
+            written_BW = written_BW + (1 if ended_BW is None else (~ended_BW).float())
+            norms_BW = written_BW**length_penalty
         scores_BW, parents_BW, codes_BW, nodes_BW = extend(
             index, level, nodes_BW, logits_BWV, scores_BW, width,
-            renormalise=renormalise, closed=closed[level], ended_BW=ended_BW,
+            renormalise=renormalise, closed=closed[level], ended_BW=ended_BW, norms_BW=norms_BW,
         )  # fmt: skip
         if trace is not None:
             trace.append(LevelTrace(parents_BW, codes_BW, scores_BW, scores_BW > DEAD))
-    return expand(index, nodes_BW, scores_BW, k, excluded_BX)
+    if norms_BW is not None and parents_BW is not None:
+        norms_BW = norms_BW.gather(1, parents_BW)
+    return expand(index, nodes_BW, scores_BW, k, excluded_BX, weights_N, norms_BW)
 
 
 def extend(
@@ -122,14 +145,18 @@ def extend(
     renormalise: bool = True,
     closed: Exhausted | None = None,
     ended_BW: Tensor | None = None,
+    norms_BW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One level: (scores, parents, codes, nodes), each (B, beam_width or fewer), best first."""
+    """One level: (scores, parents, codes, nodes), each (B, beam_width or fewer), best first.
+
+    With `norms_BW` the best are those of highest score / norm of their beam.
+    """
     if not index.compact[level]:
         x_BWC = legal_log_probs(
             index, level, nodes_BW, logits_BWV,
             renormalise=renormalise, closed=closed, ended_BW=ended_BW,
         )  # fmt: skip
-        scores, places = top(x_BWC, scores_BW, beam_width)
+        scores, places = top(x_BWC, scores_BW, beam_width, norms_BW)
         parents = places.div(x_BWC.shape[2], rounding_mode="floor")
         codes = torch.sub(places, parents, alpha=x_BWC.shape[2])
         keys = torch.add(codes, nodes_BW.gather(1, parents), alpha=index.tree.strides[level])
@@ -147,7 +174,7 @@ def extend(
         if closed is not None:
             close(x_BWC, closed, nodes_BW, starts_BW1[..., 0])
         x_BWC = x_BWC.log_softmax(2) if renormalise else x_BWC
-        scores, places = top(x_BWC, scores_BW, beam_width)
+        scores, places = top(x_BWC, scores_BW, beam_width, norms_BW)
         parents = places.div(x_BWC.shape[2], rounding_mode="floor")
         codes = symbols_BWC.flatten(1).gather(1, places)
         nodes = nodes_BWC.flatten(1).gather(1, places)
@@ -214,17 +241,21 @@ def close(x_BWC: Tensor, closed: Exhausted, nodes_BW: Tensor, starts_BW: Tensor 
         x_BWC[request, beam, place] = ILLEGAL
 
 
-def top(x_BWC: Tensor, scores_BW: Tensor, beam_width: int) -> tuple[Tensor, Tensor]:
+def top(
+    x_BWC: Tensor, scores_BW: Tensor, beam_width: int, norms_BW: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The best sums of score and continuation, and their places in (W * C), ties to the lower.
 
     Overwrites `x_BWC` with the sums.
     As doubles, scores (at most 0) have 29 spare bits; the place goes there, so no two are equal.
     """
-    total_BM = x_BWC.add_(scores_BW.unsqueeze(2)).flatten(1).double()
+    sums_BM = x_BWC.add_(scores_BW.unsqueeze(2)).flatten(1)
+    ranked_BM = sums_BM if norms_BW is None else (x_BWC / norms_BW.unsqueeze(2)).flatten(1)
+    total_BM = ranked_BM.double()
     count = total_BM.shape[1]
     total_BM.view(torch.int64).add_(arange(count, total_BM.device))
     best, places = total_BM.topk(min(beam_width, count), dim=1)
-    return best.float(), places
+    return best.float() if norms_BW is None else sums_BM.gather(1, places), places
 
 
 @lru_cache(maxsize=64)
@@ -234,21 +265,32 @@ def arange(count: int, device: torch.device) -> Tensor:
 
 
 def expand(
-    index: PrefixIndex, leaves_BW: Tensor, scores_BW: Tensor, k: int, excluded_BX: Tensor | None
+    index: PrefixIndex,
+    leaves_BW: Tensor,
+    scores_BW: Tensor,
+    k: int,
+    excluded_BX: Tensor | None,
+    weights_N: Tensor | None = None,
+    norms_BW: Tensor | None = None,
 ) -> Candidates:
-    """Items of the surviving leaves, best leaf first, lower catalogue row first within one."""
+    """Items of the surviving leaves, best leaf first, lower catalogue row first within one.
+
+    With `weights_N` items come in the order of their own scores; leaves tie to the better.
+    """
     tree, first_leaves_BK = index.tree, leaves_BW[:, :k]
     if bool(scores_BW[:, 0].isnan().any()):  # NaN counts as the largest, so it would come first
         raise DataError("beam_search: the generator gave NaN logits; check its weights and input")
+    alive_BW = scores_BW > DEAD
     if tree.base.rows_E.numel() and (
         tree.one_item_a_leaf
         or (tree.pristine and not bool((index.live[-1].take(first_leaves_BK) > 1).any()))
     ):
         starts_BK = tree.base.entry_first[-1].take(first_leaves_BK)  # the sink's is one too far
         rows_BK = tree.base.rows_E.take(starts_BK.clamp_(max=len(tree.base.rows_E) - 1))
-        alive_BK = scores_BW[:, :k] > DEAD
-        rows_BK.masked_fill_(~alive_BK, PAD)
-        out_BK = scores_BW[:, :k].masked_fill(~alive_BK, -torch.inf)
+        dead_BK = ~alive_BW[:, :k]
+        rows_BK.masked_fill_(dead_BK, PAD)
+        out_BK = scores_BW[:, :k] if norms_BW is None else scores_BW[:, :k] / norms_BW[:, :k]
+        out_BK = out_BK.masked_fill(dead_BK, -inf)
         missing = (0, k - rows_BK.shape[1])
         if missing[1]:
             rows_BK, out_BK = pad(rows_BK, missing, value=PAD), pad(out_BK, missing, value=-inf)
@@ -256,23 +298,39 @@ def expand(
     num_requests, width = leaves_BW.shape
     rows_BK = torch.full((num_requests, k), PAD, device=index.device)
     out_BK = torch.full((num_requests, k), -inf, device=index.device)
-    beams_M = (scores_BW > DEAD).flatten().nonzero()[:, 0]
+    beams_M = alive_BW.flatten().nonzero()[:, 0]
     owners, rows = tree.items_below(leaves_BW.flatten()[beams_M])
     beams = beams_M[owners]
-    requests = beams.div(width, rounding_mode="floor")
     if excluded_BX is not None:
         offsets = torch.arange(num_requests, device=index.device)[:, None] * index.num_rows
         known_BX = (excluded_BX >= 0) & (excluded_BX < index.num_rows)
         forbidden = (excluded_BX + offsets)[known_BX]
+        requests = beams.div(width, rounding_mode="floor")
         allowed = ~torch.isin(rows + requests * index.num_rows, forbidden)
-        beams, rows, requests = beams[allowed], rows[allowed], requests[allowed]
+        beams, rows = beams[allowed], rows[allowed]
+    scores = scores_BW.flatten()[beams]
+    if weights_N is not None:
+        scores = scores + log_shares(weights_N.to(index.device)[rows], beams, leaves_BW.numel())
+    scores = scores if norms_BW is None else scores / norms_BW.flatten()[beams]
+    requests = beams.div(width, rounding_mode="floor")
+    if weights_N is not None:
+        order = scores.argsort(descending=True, stable=True)
+        order = order[requests[order].argsort(stable=True)]
+        rows, scores, requests = rows[order], scores[order], requests[order]
     places = torch.arange(len(rows), device=index.device)
     places -= torch.searchsorted(requests, requests)
     first = places < k
     at = requests[first], places[first]
     rows_BK[at] = rows[first]
-    out_BK[at] = scores_BW.flatten()[beams[first]]
+    out_BK[at] = scores[first]
     return Candidates(rows_BK.cpu().numpy(), out_BK.cpu().numpy())
+
+
+def log_shares(weights_M: Tensor, groups_M: Tensor, num_groups: int) -> Tensor:
+    """(M,) float32 log of each weight's share in the sum of its group."""
+    weights_M = weights_M.double()  # an item alone has a share of exactly 1
+    sums_G = weights_M.new_zeros(num_groups).index_add_(0, groups_M, weights_M)
+    return (weights_M / sums_G[groups_M]).log().float()
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sidrec.contracts import Generator
-from sidrec.decoding.beam import ended, legal_log_probs
+from sidrec.decoding.beam import ended, legal_log_probs, log_shares
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.types import HistoryBatch
 
@@ -29,9 +29,14 @@ def exact_scores(
     index: PrefixIndex,
     *,
     renormalise: bool = True,
+    weights_N: Tensor | None = None,
     block: int = 2048,
 ) -> Tensor:
-    """(B, N) float32 log-probability of each catalogue row; −inf for rows not in the index."""
+    """(B, N) float32 log-probability of each catalogue row; −inf for rows not in the index.
+
+    Items that share an ID all have its log-probability or, with `weights_N`, divide its
+    probability, as in `beam_search`.
+    """
     index = index.merged()
     num_requests = batch.num_requests
     scores_BN = torch.full((num_requests, index.num_rows), -torch.inf, device=index.device)
@@ -54,8 +59,12 @@ def exact_scores(
         if level == index.num_levels - 1:
             entries = index.tree.base.entry_first[level][first : end + 1]
             below = slice(int(entries[0]), int(entries[-1]))
-            repeated_BE = scores_BE.repeat_interleave(entries.diff(), dim=1)
-            scores_BN[:, index.tree.base.rows_E[below]] = repeated_BE
+            rows_E, leaves_E = index.tree.base.rows_E[below], torch.arange(end - first)
+            leaves_E = leaves_E.to(index.device).repeat_interleave(entries.diff())
+            scores_BN[:, rows_E] = scores_BE[:, leaves_E]
+            if weights_N is not None:
+                shares_E = weights_N.to(index.device)[rows_E]
+                scores_BN[:, rows_E] += log_shares(shares_E, leaves_E, end - first)
             return
         for low in range(0, end - first, block):
             part = slice(low, min(low + block, end - first))
