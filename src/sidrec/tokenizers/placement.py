@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import logsumexp
 
 from sidrec.tokenizers.quantisation import quantise, squared_distances
 from sidrec.types import Floats, Ids, Ints
@@ -142,9 +141,15 @@ def transport_plan(costs_NF: np.ndarray, epsilon: float, num_iters: int) -> np.n
     reach = max(float(costs_NF.max() - middle), 1e-12)
     log_plan = -(costs_NF - middle) / reach / epsilon
     for _ in range(num_iters):
-        log_plan = log_plan - logsumexp(log_plan, axis=0, keepdims=True) - np.log(num_columns)
-        log_plan = log_plan - logsumexp(log_plan, axis=1, keepdims=True) - np.log(num_rows)
+        log_plan = log_plan - _log_sum(log_plan, axis=0) - np.log(num_columns)
+        log_plan = log_plan - _log_sum(log_plan, axis=1) - np.log(num_rows)
     return np.exp(log_plan)
+
+
+def _log_sum(logs: np.ndarray, axis: int) -> np.ndarray:
+    """Logarithm of the sum of exp along an axis, which stays."""
+    most = logs.max(axis=axis, keepdims=True)
+    return most + np.log(np.exp(logs - most).sum(axis=axis, keepdims=True))
 
 
 def limit_prefixes(
