@@ -40,6 +40,7 @@ from sidrec.processes import choose_device
 from sidrec.recipe import RunConfig, default_config, describe, read_data
 from sidrec.recommender import Recommender, load_ids
 from sidrec.retrieval.fusion import Hybrid, tune_weights
+from sidrec.tokenizers.health import require_alive
 from sidrec.tokenizers.lifecycle import churn, ids_version, migration
 from sidrec.training import TrainEvent, train
 from sidrec.types import (
@@ -312,7 +313,10 @@ class _Fit:
         tokenizer, chosen = self.tokenizer[0].value, self.settings.collisions
         policy = methods.resolve("collisions", chosen.name)
         own = () if chosen.config is None else (chosen.config,)
-        ids, report = policy(tokenizer.encode(self.vectors), tokenizer, self.vectors, *own)
+        encoded = tokenizer.encode(self.vectors)
+        least, name = self.settings.least_code_use, self.tokenizer[0].name
+        require_alive(encoded, self.vectors, least_use=least, name=name)
+        ids, report = policy(encoded, tokenizer, self.vectors, *own)
         self.on_event(
             {
                 "stage": "semantic IDs",

@@ -149,6 +149,9 @@ class RunConfig:
         default_factory=lambda: config.method(TOKENIZER, "residual_kmeans")
     )
     """Vectors to semantic IDs."""
+    least_code_use: float = 0.05
+    """A level whose codes are used no more evenly than this share of its codebook would be has
+    collapsed, which stops the run; 0 lets it go on. Small catalogues are not judged."""
     collisions: Annotated[Method, COLLISIONS] = field(
         default_factory=lambda: config.method(COLLISIONS, "reassign")
     )
@@ -172,6 +175,8 @@ class RunConfig:
     """The table."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.least_code_use <= 1:
+            raise ConfigError(f"least_code_use must be in [0, 1], got {self.least_code_use}")
         if isinstance(self.collisions, str):  # its name alone, as recipes may write it
             object.__setattr__(self, "collisions", config.method(COLLISIONS, self.collisions))
         names = [scorer.name for scorer in self.scorers]

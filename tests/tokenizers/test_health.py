@@ -1,8 +1,11 @@
 """Health figures worked by hand, and the names of tree nodes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from sidrec import pipeline, recipe
 from sidrec.errors import ConfigError, DataError
 from sidrec.testing.tokenizers import tiny_vectors
 from sidrec.tokenizers import health as health_module
@@ -224,3 +227,18 @@ def test_a_shorter_id_ends_where_it_ends_and_texts_must_match_items():
     with pytest.raises(DataError, match="2 items, 1 texts"):
         prefix_names(ids_of((0, 0), (0, 1)), ["one"])
     assert prefix_names(ids_of((0, 0)), [""]).nodes[0,].words == ()
+
+
+def test_a_fit_stops_at_a_collapsed_tokenizer_and_says_how_to_go_on(tiny, monkeypatch):
+    encode = ResidualKMeans.encode
+
+    def collapsed(self, vectors):
+        ids = encode(self, vectors)
+        return SemanticIds(ids.item_ids, ids.codes * 0, ids.num_codes)
+
+    monkeypatch.setattr(ResidualKMeans, "encode", collapsed)
+    settings = recipe.load_config(tiny.recipe)
+    with pytest.raises(DataError, match=r"level 0 of residual_kmeans .*least_code_use = 0"):
+        pipeline.fit(None, settings)
+    with pytest.raises(ConfigError, match="least_code_use must be in"):
+        replace(settings, least_code_use=2.0)
