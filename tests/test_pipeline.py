@@ -11,6 +11,7 @@ import sidrec
 from sidrec import config, pipeline, plan, recipe
 from sidrec.errors import ConfigError, DataError
 from sidrec.evaluation import Report
+from sidrec.tokenizers.lifecycle import churn
 
 
 def events_of(run):
@@ -166,3 +167,18 @@ def test_default_hybrid_members_follow_the_configured_scorers():
     assert both.hybrid.members == ("generator", "dense")
     alone = config.parse(RunConfig, {"scorers": [{"name": "popularity"}]})
     assert alone.hybrid.members == ()
+
+
+def test_a_fit_with_a_parent_goes_on_with_its_codes_and_names_it(tiny, tmp_path):
+    settings = replace(
+        recipe.load_config(tiny.recipe), scorers=(), hybrid=recipe.HybridConfig(members=()), seed=9
+    )
+    events = []
+    alone = pipeline.fit(tiny.run.dataset, settings)
+    child = replace(settings, parent=str(tiny.run.bundle))
+    child = pipeline.fit(tiny.run.dataset, child, on_event=events.append)
+    old = tiny.run.recommender
+    kept, without = churn(old.ids, child.ids).kept, churn(old.ids, alone.ids).kept_relabelled
+    assert kept[0] > 0.9 and kept[0] >= without[0] and kept[1] > without[1]
+    assert child.ids_parent == old.ids_version and alone.ids_parent is None
+    assert any("codes of the parent" in event.get("message", "") for event in events)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from sidrec import fitted
 from sidrec.errors import ArtifactError, ConfigError, DataError
 from sidrec.generators.causal import Causal
 from sidrec.recommender import serving_context
-from sidrec.types import Histories, HistoryBatch
+from sidrec.tokenizers import lifecycle
+from sidrec.types import Histories, HistoryBatch, SemanticIds
 
 
 @pytest.fixture(scope="session")
@@ -269,3 +271,59 @@ def test_a_bundle_with_one_changed_byte_is_refused(tiny, tmp_path, name):
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="SHA-256"):
         sidrec.load(tmp_path / "bundle")
+
+
+def test_a_bundle_names_the_version_of_its_ids_and_the_one_they_came_from(recommender, tmp_path):
+    manifest = json.loads((recommender_path(recommender, tmp_path / "old")).read_text())
+    assert manifest["state"]["ids_version"] == recommender.ids_version
+    assert manifest["parents"] == {}
+    larger = recommender.add_items(pl.DataFrame({"item_id": ["new"], "title": ["a new thing"]}))
+    assert larger.ids_version != larger.ids_parent == recommender.ids_version
+    manifest = json.loads((recommender_path(larger, tmp_path / "new")).read_text())
+    assert manifest["parents"] == {"ids": recommender.ids_version}
+    assert sidrec.load(tmp_path / "new").ids_parent == recommender.ids_version
+    assert larger.inspect()["bundle"]["version they came from"] == recommender.ids_version
+
+
+def recommender_path(recommender, folder):
+    """The manifest of a bundle saved there."""
+    recommender.save(folder)
+    return folder / "manifest.json"
+
+
+def test_ids_of_another_version_than_the_manifest_names_are_refused(recommender, tmp_path):
+    other = replace(recommender)
+    other.__dict__["ids_version"] = "0" * 64
+    other.save(tmp_path / "mixed")
+    with pytest.raises(ArtifactError, match="names semantic IDs of version 000000000000"):
+        sidrec.load(tmp_path / "mixed")
+
+
+def test_a_generator_goes_on_with_renamed_codes_once_they_are_renamed_back(recommender, history):
+    """A re-fit that finds the same clusters under other numbers costs nothing with the map."""
+    random = np.random.default_rng(0)
+    codes = lifecycle.renamed(
+        recommender.ids.codes, [random.permutation(v) for v in recommender.ids.num_codes]
+    )
+    refitted = replace(recommender.ids, codes=codes)
+    back = lifecycle.migration(recommender.ids, refitted).apply(refitted)
+    before, swapped, mapped = (
+        r.recommend(history, k=20, system="causal")
+        for r in (
+            recommender,
+            recommender.with_ids(refitted, recommender.tokenizer),
+            recommender.with_ids(back, recommender.tokenizer),
+        )
+    )
+    assert mapped.equals(before)
+    assert not swapped["item_id"].equals(before["item_id"])
+
+
+def test_ids_of_other_items_or_sizes_are_refused(recommender):
+    ids, tokenizer = recommender.ids, recommender.tokenizer
+    fewer = SemanticIds(ids.item_ids[1:], ids.codes[1:], ids.num_codes)
+    with pytest.raises(DataError, match="needs IDs of the 60 items"):
+        recommender.with_ids(fewer, tokenizer)
+    wider = replace(ids, num_codes=tuple(v + 1 for v in ids.num_codes))
+    with pytest.raises(DataError, match="codebooks of the sizes"):
+        recommender.with_ids(wider, tokenizer)

@@ -116,6 +116,8 @@ def inspect(recommender: Recommender, prefix: tuple[int, ...], limit: int) -> di
         "distinct IDs": figures.num_ids,
         "share of colliding items": figures.collision_share,
         "largest collision": figures.largest_group,
+        "version of the IDs": recommender.ids_version,
+        "version they came from": recommender.ids_parent or "none",
         "neighbours that share the first code": figures.neighbour_agreement,
     }
     facts |= {k: v for k, v in recommender.provenance.items() if k != "metrics"}

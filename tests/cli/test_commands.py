@@ -168,3 +168,15 @@ def test_what_broke_exits_1_and_a_users_mistake_exits_2(sidrec, monkeypatch, tmp
     assert (code, err) == (1, "error: it broke badly\n")
     with pytest.raises(ServiceError):
         cli.main(["doctor", "--debug"])
+
+
+def test_migrate_prints_the_churn_and_writes_the_map(sidrec, tiny, tmp_path):
+    code, out, err = sidrec("migrate", tiny.run_dir, tiny.run.bundle, "--out", tmp_path / "map")
+    assert (code, err) == (0, "")
+    assert "share of items that keep a prefix" in out and "1.0000" in out
+    written = json.loads((tmp_path / "map" / "churn.json").read_text())
+    code, out, _ = sidrec("migrate", tiny.run_dir, tiny.run_dir, "--json")
+    assert code == 0 and json.loads(out).items() <= written.items()
+    assert (tmp_path / "map" / "item_map.parquet").is_file()
+    code, _, err = sidrec("migrate", tiny.run_dir, tmp_path)
+    assert code != 0 and "manifest.json" in err

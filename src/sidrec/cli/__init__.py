@@ -22,6 +22,7 @@ from sidrec.cli import (
     fit,
     init,
     inspect,
+    migrate,
     output,
     recommend,
 )
@@ -44,6 +45,7 @@ app.command("fit")(fit.command)
 app.command("evaluate")(evaluate.command)
 app.command("recommend")(recommend.command)
 app.command("inspect")(inspect.command)
+app.command("migrate")(migrate.command)
 app.command("doctor")(doctor.command)
 app.add_typer(config_app, name="config")
 app.command("bench")(bench.command)
