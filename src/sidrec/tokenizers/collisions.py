@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.tokenizers import variable_length
 from sidrec.tokenizers.placement import (
     Prefix,
     Taken,
@@ -77,6 +78,8 @@ class CollisionReport:
     largest_prefix_before: int = 0
     """Items under the fullest prefix whose capacity was limited; 0 where none was."""
     largest_prefix_after: int = 0
+    num_lengthened: int = 0
+    """Items whose ID ended early and now ends later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +159,13 @@ def counter(
 def reassign(
     ids: SemanticIds, tokenizer: ResidualTokenizer, vectors: ItemVectors
 ) -> tuple[SemanticIds, CollisionReport]:
-    """Give every item its own ID at least extra distance; only crowded prefixes change."""
+    """Give every item its own ID at least extra distance; only crowded prefixes change.
+
+    IDs that end early grow until they part; see `variable_length`.
+    """
+    if (ids.codes < 0).any():
+        after, figures = variable_length.resolve("reassign", ids, tokenizer, vectors)
+        return after, _report("reassign", ids, after, **figures)
     return _place(ids, tokenizer, vectors, taken=defaultdict(set), policy="reassign")
 
 
@@ -205,6 +214,9 @@ def assign_new(
     if policy not in (have := ["keep", "counter", "sinkhorn", "reassign", "capacity"]):
         raise ConfigError(f"no collision policy {policy!r}: have {have}")
     ids = tokenizer.encode(new)
+    if (existing.codes < 0).any() or (ids.codes < 0).any():
+        after, figures = variable_length.resolve(policy, ids, tokenizer, new, existing)
+        return after, _report(policy, ids, after, **figures)
     if policy == "keep":
         return ids, _report("keep", ids, ids)
     if policy == "counter":
@@ -357,7 +369,9 @@ def _require_room(policy: str, num_items: int, room: int, places: str, raised: s
 
 def _require_full_length(ids: SemanticIds, policy: str) -> None:
     if (ids.codes < 0).any():
-        raise DataError(f"{policy} needs IDs of one length; some end early (code −1)")
+        raise DataError(
+            f"{policy} needs IDs of one length; some end early (code −1): use 'keep' or 'reassign'"
+        )
 
 
 def _moved(
