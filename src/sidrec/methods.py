@@ -27,6 +27,8 @@ METHODS: dict[str, dict[str, str]] = {
         "plum_rqvae": "sidrec.tokenizers.plum_rqvae:PlumRqVae",
         "letter": "sidrec.tokenizers.letter:Letter",
         "balanced_kmeans": "sidrec.tokenizers.balanced_kmeans:BalancedKMeans",
+        "opq": "sidrec.tokenizers.opq:Opq",
+        "sarq": "sidrec.tokenizers.sarq:Sarq",
     },
     "collisions": {
         "keep": "sidrec.tokenizers.collisions:keep",

@@ -129,6 +129,13 @@ def plus_plus(points_ND: Floats, num_codes: int, rng: np.random.Generator) -> Fl
     return points_ND[chosen]
 
 
+def means_by_code(points_ND: Floats, codes_N: Ints, num_codes: int) -> Floats:
+    """Mean (V, D) of the points of each code; zero for a code without points."""
+    counts_V = np.bincount(codes_N, minlength=num_codes)
+    sums_VD = _sums_by_code(points_ND.astype(np.float64), codes_N, num_codes)
+    return (sums_VD / np.maximum(counts_V, 1)[:, None]).astype(np.float32)
+
+
 def _sums_by_code(exact_ND: np.ndarray, codes_N: Ints, num_codes: int) -> np.ndarray:
     """Sum (V, D) of the points of each code, in row order."""
     order = np.argsort(codes_N, kind="stable")
