@@ -19,6 +19,7 @@ METHODS: dict[str, dict[str, str]] = {
         "precomputed": "sidrec.embeddings.precomputed:Precomputed",
         "collaborative": "sidrec.embeddings.collaborative:Collaborative",
         "fusion": "sidrec.embeddings.fusion:Fusion",
+        "joint": "sidrec.embeddings.joint:Joint",
     },
     "tokenizers": {
         "residual_kmeans": "sidrec.tokenizers.residual_kmeans:ResidualKMeans",

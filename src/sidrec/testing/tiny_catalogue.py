@@ -40,6 +40,7 @@ SMALL: dict[str, Any] = {
     "num_levels": 2,
     "num_iters": 5,
     "epochs": 2,
+    "num_steps": 30,
     "device": "cpu",
 }
 """Values for config fields of these names, wherever a config has them."""
