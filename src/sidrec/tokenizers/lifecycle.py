@@ -36,6 +36,7 @@ from sidrec.types import Floats, Ints, SemanticIds
 MAP_FILE = "item_map.parquet"
 REPORT_FILE = "churn.json"
 CODEBOOK = "codebook."
+CODES = "codes"
 
 
 class WithCodebooks(Protocol):
@@ -125,6 +126,8 @@ class Migration:
             )
         books = self.apply_to_codebooks([arrays[name] for name in names])
         arrays |= dict(zip(names, books, strict=True))
+        if CODES in arrays:  # of items that keep the codes of their fit
+            arrays[CODES] = renamed(arrays[CODES], self.relabel).astype(arrays[CODES].dtype)
         return type(tokenizer).from_arrays(tokenizer.config, arrays, tokenizer.state())  # type: ignore[attr-defined]
 
     def write(self, folder: str | Path) -> None:
