@@ -11,8 +11,9 @@ residual quantiser, whose greedy codes are then exactly those of product quantis
 
 Source:  PQ: Jégou et al. 2011 (TPAMI 33); OPQ, start and alternation: Ge et al. 2013 (CVPR);
          as semantic IDs: RPG, arXiv:2506.05781.
-Differs: each block ends with a full k-means, where dead codes restart at worst-fit points; large
-         catalogues are sampled; widths of blocks may differ by one. RPG has 16 to 64 codes an ID;
+Differs: each block ends with a full k-means, where dead codes restart at worst-fit points; PCA and
+         rotation are of centred vectors; large catalogues are sampled; widths of blocks may differ
+         by one. RPG has 16 to 64 codes an ID;
          the default is what can be decoded one code after another.
 Cost:    fit O(num_rotations * (S * (V + P) * P + P^3)), S = min(N, max_points_per_code * V) sampled
          items; encode O(N * D * (P + V)).
@@ -98,21 +99,23 @@ class Opq:
             rows_S = np.sort(rng.choice(len(rows_S), wanted, replace=False))
         points_SD = vectors.vectors[rows_S]
         mean_D = np.zeros(points_SD.shape[1], np.float32)
-        rotation_DP = np.eye(points_SD.shape[1])
+        rotation_DP, starts = np.eye(points_SD.shape[1]), [None] * len(sizes)
         if config.rotate or config.pca:
             mean_D = vectors.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
             centred_SD = points_SD - mean_D
             values_P, rotation_DP = principal_directions(centred_SD, width)
             if config.rotate:
-                rotation_DP = rotation_DP[:, shared_out(values_P, config.num_levels)]
-                rotation_DP = learn_rotation(
+                rotation_DP = rotation_DP[:, shared_out(values_P, len(sizes))]
+                rotation_DP, starts = learn_rotation(
                     centred_SD, rotation_DP, sizes, config.num_rotations, rng
                 )
         rotation_DP = rotation_DP.astype(np.float32)
         points_SP = rotated(points_SD, mean_D, rotation_DP)
         blocks = tuple(
-            lloyd(points_SP[:, columns], size, config.num_iters, rng)
-            for columns, size in zip(block_columns(width, len(sizes)), sizes, strict=True)
+            lloyd(points_SP[:, columns], size, config.num_iters, rng, start_VW)
+            for columns, size, start_VW in zip(
+                block_columns(width, len(sizes)), sizes, starts, strict=True
+            )
         )
         return cls(config, blocks, mean_D, rotation_DP)
 
@@ -235,22 +238,25 @@ def learn_rotation(
     sizes: Sequence[int],
     num_rounds: int,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """A better rotation (D, P) inside the span of the given one; the error never grows."""
+) -> tuple[np.ndarray, list[Floats | None]]:
+    """A better rotation (D, P) inside the span of the given one, and centroids (V, W) a block.
+
+    No round makes the error larger.
+    """
     reduced_SP = centred_SD.astype(np.float64) @ rotation_DP
     turn_PP = np.eye(reduced_SP.shape[1])
     blocks = block_columns(reduced_SP.shape[1], len(sizes))
-    books: list[Floats] = []
-    for round_number in range(num_rounds):
+    books: list[Floats | None] = [None] * len(sizes)
+    for _ in range(num_rounds):
         points_SP = (reduced_SP @ turn_PP).astype(np.float32)
         rebuilt_SP = np.empty_like(reduced_SP)
         for level, (columns, size) in enumerate(zip(blocks, sizes, strict=True)):
-            block_SW = points_SP[:, columns]
-            if round_number == 0:
-                books.append(plus_plus(block_SW, size, rng))
-            codes_S = nearest(block_SW, books[level])
-            books[level] = means_by_code(block_SW, codes_S, size)
-            rebuilt_SP[:, columns] = books[level][codes_S]
+            book_VW = books[level]
+            if book_VW is None:
+                book_VW = plus_plus(points_SP[:, columns], size, rng)
+            codes_S = nearest(points_SP[:, columns], book_VW)
+            books[level] = book_VW = means_by_code(points_SP[:, columns], codes_S, size)
+            rebuilt_SP[:, columns] = book_VW[codes_S]
         left_PP, _, right_PP = np.linalg.svd(reduced_SP.T @ rebuilt_SP)
         turn_PP = left_PP @ right_PP
-    return rotation_DP @ turn_PP
+    return rotation_DP @ turn_PP, books
