@@ -294,7 +294,7 @@ def sums(groups: Ints, weights: Doubles) -> Doubles:
 
 
 def shares(here_M: Doubles, parents_M: Ints, above_P: Doubles, smoothing: float) -> Doubles:
-    """Probability (M,) of each node given its parent; even among siblings where nothing was counted."""
+    """Probability (M,) of each node given its parent; even where nothing was counted."""
     children_M = np.bincount(parents_M)[parents_M]
     total_M = above_P[parents_M] + smoothing * children_M
     even_M = total_M <= 0
