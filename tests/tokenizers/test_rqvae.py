@@ -191,3 +191,10 @@ def test_what_it_cannot_do_is_refused():
     for wrong in ({"beta": -1.0}, {"dropout": 1.0}, {"epochs": 0}, {"learning_rate": 0.0}):
         with pytest.raises(ConfigError, match=rf"rqvae\.{next(iter(wrong))}"):
             RqVaeConfig(**wrong)
+
+
+def test_any_number_of_steps_can_be_trained():
+    vectors = tiny_vectors(50)
+    for epochs in (1, 2, 20, 21):  # a warm-up of 5 % of 20 steps ends before it begins
+        few = {"num_codes": 4, "num_levels": 1, "hidden": (8,), "latent": 4, "epochs": epochs}
+        assert len(RqVae.fit(vectors, RqVaeConfig(device="cpu", **few)).codebooks) == 1

@@ -228,11 +228,12 @@ def train(objective: Objective, rng: np.random.Generator, rows_N: Tensor | None 
         {"params": books, "lr": config.learning_rate * config.codebook_rate},
     ]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
+    num_steps = config.epochs * math.ceil(len(used_N) / config.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
         [group["lr"] for group in optimiser.param_groups],
-        config.epochs * math.ceil(len(used_N) / config.batch_size),
-        pct_start=0.05,
+        num_steps,
+        pct_start=0.1 if num_steps == 20 else 0.05,  # at 20 it would divide by 0.05 * 20 - 1
     )
     for epoch in range(1, config.epochs + 1):
         order_N = used_N[torch.from_numpy(rng.permutation(len(used_N))).to(used_N.device)]
