@@ -4,7 +4,8 @@
 
 Each seed is one whole run (embed, tokenize, train, choose on validation) and then one reading of
 the test part under each seen-item rule. Runs are kept, so an interrupted measurement goes on.
-Figures: `<dataset>.<system>.<metric>`, `.seen_filtered.` and strata before the metric, paired
+Figures: `<dataset>.<system>.<metric>`, `.seen_filtered.` and strata before the metric
+(`no_events`: no training event; `cold` is what cold_start.py measures), paired
 differences of the hybrid as `<dataset>.hybrid_minus_<system>.<metric>`, and, where the recipe is
 the default one, `run.default.<dataset>.seconds`: the median of the runs that began afresh.
 """
@@ -109,7 +110,8 @@ def figures_of(
             for stratum in STRATA:
                 for metric in metrics:
                     if metric in report.strata.get(stratum, {}):
-                        figures[f"{dataset}.{name}.{stratum}.{metric}"] = as_figure(
+                        shown = "no_events" if stratum == "cold" else stratum
+                        figures[f"{dataset}.{name}.{shown}.{metric}"] = as_figure(
                             report.strata[stratum][metric]
                         )
         if "hybrid" in systems:
