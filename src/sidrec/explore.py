@@ -6,19 +6,23 @@ Shapes:   N items, D width, L levels, V codes of a level, T history length.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import torch
 
+from sidrec import artifact
 from sidrec.decoding.beam import legal_log_probs
 from sidrec.errors import ConfigError, DataError
 from sidrec.fitted import nearest_items
 from sidrec.tokenizers.collisions import groups_of
-from sidrec.tokenizers.health import health
+from sidrec.tokenizers.health import Health, health
+from sidrec.tokenizers.page import DEPTH, USE, level_rows, page
 from sidrec.tokenizers.tree import prefix_names
-from sidrec.types import Floats, Histories, HistoryBatch, Ints
+from sidrec.types import Floats, Histories, HistoryBatch, Ints, Items
 
 if TYPE_CHECKING:
     from sidrec.recommender import Recommender
@@ -99,45 +103,95 @@ def level_log_probs(recommender: Recommender, rows_T: Ints, target: int) -> list
     return levels
 
 
-def inspect(recommender: Recommender, prefix: tuple[int, ...], limit: int) -> dict[str, Any]:
-    """Facts of the bundle, use of every level, groups of colliding items, children of a prefix."""
+def inspect(
+    recommender: Recommender, prefix: tuple[int, ...], limit: int, train: Histories | None = None
+) -> dict[str, Any]:
+    """Facts of the bundle, use of every level, groups of colliding items, children of a prefix.
+
+    `train` (training events, which no bundle holds) adds the figures of co-purchase. `health` holds
+    every figure under its own name; the other tables are a choice of them for people.
+    """
     ids = recommender.ids
     if len(prefix) >= ids.num_levels:
         raise ConfigError(f"a prefix must be shorter than {ids.num_levels} codes, got {prefix}")
     under_N = (ids.codes[:, : len(prefix)] == np.array(prefix, dtype=np.int64)).all(axis=1)
     if not under_N.any():
         raise ConfigError(f"no item lies under the prefix {'-'.join(map(str, prefix))}")
-    figures = health(ids, recommender.vectors, recommender.tokenizer.value)
+    figures = health_of(recommender, train)
     facts = {
         "items": len(ids),
-        "systems": ", ".join(recommender.systems),
-        "tokenizer": recommender.tokenizer.name,
-        "levels": " x ".join(map(str, ids.num_codes)),
+        **facts_of(recommender),
         "distinct IDs": figures.num_ids,
+        "ICR (distinct IDs / items)": figures.icr,
+        "CUR (distinct IDs / possible IDs)": figures.cur,
+        "items alone on their ID": figures.num_alone,
         "share of colliding items": figures.collision_share,
         "largest collision": figures.largest_group,
-        "version of the IDs": recommender.ids_version,
-        "version they came from": recommender.ids_parent or "none",
         "neighbours that share the first code": figures.neighbour_agreement,
     }
-    facts |= {k: v for k, v in recommender.provenance.items() if k != "metrics"}
-    levels = [
-        {
-            "level": level,
-            "codes": use.num_codes,
-            "used": use.num_used,
-            "dead": use.num_dead,
-            "perplexity": use.perplexity,
-            "error left": use.reconstruction_error_ratio,
-        }
-        for level, use in enumerate(figures.levels)
-    ]
+    if (ids.codes < 0).any():
+        facts["mean codes of an ID"] = figures.mean_length
     return {
         "bundle": facts,
-        "levels": levels,
+        "levels": level_rows(figures, USE),
+        "depths": level_rows(figures, DEPTH),
+        "health": asdict(figures),
         "collisions": [list(map(str, group)) for group in groups_of(ids)[:MAX_GROUPS]],
         "tree": branches(recommender, prefix, limit),
     }
+
+
+def inspect_page(
+    recommender: Recommender, path: str | Path, train: Histories | None = None
+) -> Health:
+    """Write the health and the tree of the IDs as one HTML page; return the figures."""
+    ids, figures = recommender.ids, health_of(recommender, train)
+    inner = max(ids.num_levels - 1, 1)  # whole IDs are named by the titles of their items
+    text = page(
+        ids,
+        figures,
+        titles=recommender.titles,
+        train_counts_N=recommender.train_counts_N,
+        tree=prefix_names(ids, recommender.items.texts(), depth=inner),
+        facts=facts_of(recommender),
+        name=f"Semantic IDs of {recommender.provenance.get('data', 'a bundle')}",
+    )
+    artifact.write_text(path, text)
+    return figures
+
+
+def health_of(recommender: Recommender, train: Histories | None = None) -> Health:
+    """Every figure that a bundle allows, and those of co-purchase with training events."""
+    return health(
+        recommender.ids,
+        recommender.vectors,
+        recommender.tokenizer.value,
+        categories_of(recommender.items),
+        train=train,
+        train_counts_N=recommender.train_counts_N,
+    )
+
+
+def facts_of(recommender: Recommender) -> dict[str, Any]:
+    """Where the IDs come from."""
+    facts = {
+        "systems": ", ".join(recommender.systems),
+        "tokenizer": recommender.tokenizer.name,
+        "levels": " x ".join(map(str, recommender.ids.num_codes)),
+        "version of the IDs": recommender.ids_version,
+        "version they came from": recommender.ids_parent or "none",
+    }
+    return facts | {k: v for k, v in recommender.provenance.items() if k != "metrics"}
+
+
+def categories_of(items: Items) -> list[str] | None:
+    """The finest category of every item, '' where unknown; None without such a column."""
+    for name in ("categories", "genres"):
+        if name in items.attributes.columns:
+            values = items.attributes[name].to_list()
+            paths = [[v] if v is None or isinstance(v, str) else list(v) for v in values]
+            return [str((path or [""])[-1] or "") for path in paths]
+    return None
 
 
 def branches(recommender: Recommender, prefix: tuple[int, ...], limit: int) -> list[dict[str, Any]]:

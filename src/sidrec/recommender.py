@@ -34,6 +34,7 @@ from sidrec.processes import choose_device
 from sidrec.retrieval.fusion import Hybrid, Member, fuse, generator_member, scorer_member
 from sidrec.retrieval.new_items import reserved, with_new_items
 from sidrec.tokenizers.collisions import assign_new
+from sidrec.tokenizers.health import Health
 from sidrec.tokenizers.lifecycle import ids_version
 from sidrec.types import (
     PAD,
@@ -267,9 +268,15 @@ class Recommender:
         """Why this item after this history, as far as the generator can say; see `explore`."""
         return explore.explain(self, history, item_id)
 
-    def inspect(self, prefix: tuple[int, ...] = (), *, limit: int = 20) -> dict[str, Any]:
+    def inspect(
+        self, prefix: tuple[int, ...] = (), *, limit: int = 20, train: Histories | None = None
+    ) -> dict[str, Any]:
         """Health of the semantic IDs and the tree below a prefix; see `explore`."""
-        return explore.inspect(self, prefix, limit)
+        return explore.inspect(self, prefix, limit, train)
+
+    def inspect_page(self, path: str | Path, *, train: Histories | None = None) -> Health:
+        """Write that health and the whole tree as one HTML page that needs nothing else."""
+        return explore.inspect_page(self, path, train)
 
     @cached_property
     def titles(self) -> list[str]:

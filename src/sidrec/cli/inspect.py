@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sidrec.cli import options, output
 from sidrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sidrec.recommender import Recommender
+    from sidrec.types import Histories
 
 
 def command(
@@ -16,23 +21,40 @@ def command(
         str, typer.Option("--prefix", help="Show what lies under this prefix, e.g. 12 or 12-200.")
     ] = "",
     limit: Annotated[int, typer.Option("--limit", help="Most rows of the tree to print.")] = 20,
+    data: Annotated[
+        bool,
+        typer.Option(
+            "--data", help="Also read the bundle's data, for figures that need training events."
+        ),
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write all figures and the whole tree as one page here."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Print the health of the IDs, colliding items, dead codes, and the tree with node names."""
     from sidrec.recommender import load
 
+    if html is not None and html.is_dir():
+        raise ConfigError(f"--html must name a file, got the folder {html}; add a file name")
     recommender = load(options.bundle_path(bundle), device="cpu")
     codes = _codes(prefix)
-    report = recommender.inspect(codes, limit=limit)
+    train = _train(recommender) if data else None
+    report = recommender.inspect(codes, limit=limit, train=train)
+    if html is not None:
+        recommender.inspect_page(html, train=train)
+        output.note(f"wrote {html}")
     if json:
         output.as_json(report)
         return
     facts = [(name, value) for name, value in report["bundle"].items()]
     output.table("bundle", ("", ""), facts)
     output.line()
-    columns = ("level", "codes", "used", "dead", "perplexity", "error left")
-    rows = [[level[name] for name in columns] for level in report["levels"]]
-    output.table("levels", columns, rows)
+    _levels("levels: use of the codes", report["levels"])
+    _levels("levels: what prefixes of this depth say", report["depths"])
+    if train is None:
+        output.line("co-purchase: not measured, it needs training events; add --data")
     output.line()
     if report["collisions"]:
         output.table("COLLISIONS: items that share one ID", ("items",), _groups(report))
@@ -46,6 +68,24 @@ def command(
     if codes:
         return
     output.line(f"look deeper: sidrec inspect {bundle} --prefix {report['tree'][0]['prefix']}")
+
+
+def _train(recommender: Recommender) -> Histories:
+    """Training events of the data that the bundle was fitted on."""
+    from sidrec import config, pipeline
+    from sidrec.data import split
+    from sidrec.recipe import RunConfig, read_data
+
+    settings = config.parse(RunConfig, recommender.settings)
+    dataset = read_data(settings.data)
+    pipeline.require_same_data(recommender, dataset)
+    return split(dataset, settings.split.rule).train
+
+
+def _levels(title: str, rows: list[dict[str, Any]]) -> None:
+    cells = [["–" if value is None else value for value in row.values()] for row in rows]
+    output.table(title, list(rows[0]), cells)
+    output.line()
 
 
 def _groups(report: dict[str, Any]) -> list[list[str]]:
