@@ -5,11 +5,12 @@ the co-occurrence graph (alpha = 1: off), codebook rows that lie close repel eac
 (uniformity = 0), and rarely chosen codes look nearer in training than they are (delta_max = 0).
 
 Source:  S2GR, arXiv:2601.18664, eq. 3-14.
-Differs: rows of H get back the length of their content vector, or items without neighbours would
-         shrink; items unseen in `fit` have no neighbours. delta and mu are in units of the mean
-         squared distance between the rows of a codebook, taken anew every step without gradient.
-         Activations are decayed counts, one a level. Final codes are plainly nearest unless
-         `balanced_assignment`. Weights, window and hops are not published: see the defaults.
+Differs: items without neighbours, unseen ones too, keep their vectors, made as short as the
+         graph makes the others on average; by eq. 4 they would shrink to `own` of their length.
+         delta and mu are in units of the mean squared distance between the rows of a codebook,
+         taken anew every step without gradient. Activations are decayed counts, one a level.
+         Final codes are plainly nearest unless `balanced_assignment`. Weights, window and hops
+         are not published: see the defaults.
 Cost:    that of `rqvae`, plus O(L * V^2 * Z) a step; the graph takes seconds. A fitted one keeps
          two bytes an item and column.
 Shapes:  N items, M items with neighbours, D input width, Z latent width, L levels, V codes of a
@@ -99,16 +100,16 @@ class Neighbours:
     """What the graph adds to each item's own vector: H = own * x + neighbour part."""
 
     own: float
-    """Share of x in H; also the length an item without neighbours would shrink to (eq. 4, 5)."""
+    """Share of x in H: by eq. 4, 5 the length that an item without neighbours would shrink to."""
     item_ids: Ids
     """(M,) items with neighbours."""
     parts_MD: np.ndarray
     """float16, to be multiplied by `scale`."""
     scale: float = 1.0
     num_isolated: int = 0
-    """Items of `fit` without neighbours; their vectors stay as they are."""
+    """Items of `fit` without neighbours."""
     norm_ratio: float = 1.0
-    """Mean of |H| / |x| over items with neighbours, before rows get back the length of x."""
+    """Mean of |H| / |x| over items with neighbours; those without get it too, in place of `own`."""
 
     @classmethod
     def of(
@@ -150,19 +151,14 @@ class Neighbours:
         return {str(item): row for row, item in enumerate(self.item_ids)}
 
     def align(self, vectors: ItemVectors) -> Floats:
-        """H (N, D), each row as long as its x (where x is not 0); x itself without neighbours."""
+        """H (N, D): the paper's rows; x * norm_ratio where there are no neighbours."""
         rows_N = np.array([self.row_of.get(str(i), -1) for i in vectors.item_ids], dtype=np.int64)
-        aligned_ND, known = vectors.vectors.copy(), np.flatnonzero(rows_N >= 0)
+        aligned_ND = vectors.vectors * np.float32(self.norm_ratio)
+        known = np.flatnonzero(rows_N >= 0)
         for start in range(0, len(known), BLOCK_ROWS):
             block = known[start : start + BLOCK_ROWS]
-            own_BD = vectors.vectors[block].astype(np.float64)
             parts_BD = self.parts_MD[rows_N[block]].astype(np.float64)
-            mixed_BD = self.own * own_BD + self.scale * parts_BD
-            lengths_B = np.linalg.norm(own_BD, axis=1)
-            mixed_B = np.linalg.norm(mixed_BD, axis=1)
-            usable_B = (lengths_B > 0) & (mixed_B > 0)
-            factor_B = np.divide(lengths_B, mixed_B, where=usable_B, out=np.ones(len(block)))
-            aligned_ND[block] = mixed_BD * factor_B[:, None]
+            aligned_ND[block] = self.own * vectors.vectors[block] + self.scale * parts_BD
         return aligned_ND
 
 
