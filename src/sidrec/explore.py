@@ -51,7 +51,8 @@ def explain(recommender: Recommender, history: Sequence[str], item_id: str) -> d
     """Why this item after this history, as far as the generator can say.
 
     `levels`: code and natural log-probability of each level of the item's ID given the codes
-    before it, over legal continuations where the bundle renormalises; their sum is `log_prob`.
+    before it, over legal continuations where the bundle renormalises; their sum is `log_prob`. An
+    ID that stops early has its end as a last code, one above the codes of its level.
     `history`: each item of the history with the number of leading codes it shares with the item
     and the cosine of their vectors, nearest first.
     """
@@ -90,8 +91,7 @@ def level_log_probs(recommender: Recommender, rows_T: Ints, target: int) -> list
     state, levels = generator.start(batch), []
     nodes, codes, parents = index.root(1), None, None
     for level, code in enumerate(recommender.ids.codes[target].tolist()):
-        if code < 0:
-            break
+        ends, code = code < 0, code if code >= 0 else index.num_codes[level]
         logits, state = generator.step(state, codes, parents)
         log_probs = legal_log_probs(
             index, level, nodes, logits, renormalise=recommender.renormalise
@@ -100,6 +100,8 @@ def level_log_probs(recommender: Recommender, rows_T: Ints, target: int) -> list
         parents = torch.zeros_like(codes)
         nodes = index.child(level, nodes, codes)
         levels.append({"code": code, "log_prob": float(log_probs[0, 0, code])})
+        if ends:
+            break
     return levels
 
 

@@ -38,7 +38,7 @@ from sidrec.evaluation.metrics import ndcg
 from sidrec.fitted import Fitted
 from sidrec.processes import choose_device
 from sidrec.recipe import RunConfig, default_config, describe, read_data
-from sidrec.recommender import Recommender, load_ids
+from sidrec.recommender import Recommender, load_ids, popularity_weights
 from sidrec.retrieval.fusion import Hybrid, tune_weights
 from sidrec.tokenizers.health import require_alive
 from sidrec.tokenizers.lifecycle import churn, ids_version, migration
@@ -362,6 +362,7 @@ class _Fit:
             hybrid=None,
             beam_width=settings.decoding.beam_width,
             renormalise=settings.decoding.renormalise,
+            length_penalty=settings.decoding.length_penalty,
             new_item_share=settings.decoding.new_item_share,
             ids_parent=None if self.parent is None else ids_version(self.parent),
             settings=config.to_dict(settings),
@@ -500,9 +501,17 @@ class _Fit:
     def searcher(self, generator: Any) -> Callable[..., Candidates]:
         """Beam search of a generator in training, narrow enough to run every epoch."""
         index, width = self.index, min(self.settings.decoding.beam_width, VALIDATION_BEAM)
-        renormalise = self.settings.decoding.renormalise
+        decoding = self.settings.decoding
+        weights_N = popularity_weights(self.ids, self.split.train_counts_N, self.device)
         return lambda batch, k, seen: beam_search(
-            generator, batch.to(self.device), index, k=k, beam_width=width, renormalise=renormalise
+            generator,
+            batch.to(self.device),
+            index,
+            k=k,
+            beam_width=width,
+            renormalise=decoding.renormalise,
+            length_penalty=decoding.length_penalty,
+            weights_N=weights_N,
         )
 
     @cached_property

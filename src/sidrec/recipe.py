@@ -5,6 +5,7 @@ See `config` for how recipes are read, `pipeline` for how they are run.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -87,6 +88,9 @@ class DecodingConfig:
     """Prefixes kept a level; wider finds more and costs more."""
     renormalise: bool = True
     """Probabilities over legal continuations only; false keeps those of the whole codebook."""
+    length_penalty: float = 0.0
+    """Rank IDs of different lengths by score / symbols^penalty; 0 by the log-probability of the ID,
+    its end included. The hybrid always fuses log-probabilities."""
     new_item_share: float = 0.0
     """Least share of every list, of every system, for items without training events: 0.1 gives the
     10th, 20th, … place to the best of them where none came by itself. 0 leaves lists alone."""
@@ -95,6 +99,10 @@ class DecodingConfig:
         if not 0 <= self.new_item_share <= 1:
             raise ConfigError(
                 f"decoding.new_item_share must be in [0, 1], got {self.new_item_share}"
+            )
+        if not 0 <= self.length_penalty < math.inf:
+            raise ConfigError(
+                f"decoding.length_penalty must be at least 0, got {self.length_penalty}"
             )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,6 +74,8 @@ class Recommender:
     hybrid: Hybrid | None
     beam_width: int
     renormalise: bool
+    length_penalty: float = 0.0
+    """Rank the generator's IDs by score / symbols^penalty; see `decoding.beam`."""
     new_item_share: float = 0.0
     """Least share of every list for items without training events; see `retrieval.new_items`."""
     ids_parent: str | None = None
@@ -102,6 +104,11 @@ class Recommender:
     def index(self) -> PrefixIndex:
         """The prefix tree of the catalogue."""
         return self.index_override or PrefixIndex.build(self.ids, device=self.device)
+
+    @cached_property
+    def weights_N(self) -> torch.Tensor | None:
+        """What divides the probability of a shared ID; None where every item has its own."""
+        return popularity_weights(self.ids, self.train_counts_N, self.device)
 
     def recommend(
         self,
@@ -217,8 +224,13 @@ class Recommender:
         k: int,
         exclude: Sequence[Ints] | None = None,
         keep_N: Bools | None = None,
+        *,
+        length_penalty: float | None = None,
     ) -> Candidates:
-        """Beam search of the generator alone, rules inside the search."""
+        """Beam search of the generator alone, rules inside the search.
+
+        Items that share an ID divide its probability in proportion to training events + 1.
+        """
         rules = None
         if keep_N is not None or exclude is not None:
             rules = Rules(keep_N=keep_N, exclude=exclude)
@@ -230,13 +242,15 @@ class Recommender:
             beam_width=self.beam_width,
             rules=rules,
             renormalise=self.renormalise,
+            length_penalty=self.length_penalty if length_penalty is None else length_penalty,
+            weights_N=self.weights_N,
         )
 
     def member(self, name: str) -> Member:
         """One system in the form that fusion asks."""
         if name != self.generator.name:
             return scorer_member(lambda batch: self.scores(name, batch))
-        return generator_member(self.generate)
+        return generator_member(partial(self.generate, length_penalty=0.0))
 
     @torch.inference_mode()
     def scores(self, system: str, batch: HistoryBatch) -> torch.Tensor:
@@ -394,6 +408,7 @@ class Recommender:
                 "hybrid": self.hybrid.to_dict() if self.hybrid else None,
                 "beam_width": self.beam_width,
                 "renormalise": self.renormalise,
+                "length_penalty": self.length_penalty,
                 "new_item_share": self.new_item_share,
                 "ids_version": self.ids_version,
                 "provenance": dict(self.provenance),
@@ -527,6 +542,7 @@ def load(path: str | Path, *, device: str = "auto") -> Recommender:
             hybrid=None if state["hybrid"] is None else Hybrid(**state["hybrid"]),
             beam_width=state["beam_width"],
             renormalise=state["renormalise"],
+            length_penalty=state.get("length_penalty", 0.0),
             new_item_share=state.get("new_item_share", 0.0),
             ids_parent=bundle.parents.get("ids"),
             settings=bundle.config,
@@ -565,6 +581,15 @@ def serving_context(items: Items, vectors: ItemVectors, ids: SemanticIds) -> Cat
     """What models are rebuilt from: the catalogue, and no one's history."""
     nobody = Histories(np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
     return CatalogueContext(items, nobody, vectors, ids)
+
+
+def popularity_weights(
+    ids: SemanticIds, train_counts_N: Ints, device: torch.device = CPU
+) -> torch.Tensor | None:
+    """(N,) training events + 1; None where every item has its own ID."""
+    if not (ids.group_sizes_N > 1).any():
+        return None
+    return torch.from_numpy(train_counts_N + 1.0).to(device)
 
 
 def items_of(table: pl.DataFrame) -> Items:

@@ -208,13 +208,17 @@ def evaluate(
 ) -> Report:
     """Rank, measure, resample.
 
-    `shared_codes` says that items of one semantic ID always score the same (generation alone with
-    collisions left in). `extra` adds figures measured elsewhere, e.g. `invalid_share`.
+    `shared_codes` says that items of one semantic ID and as many training events always score the
+    same (generation alone with collisions left in). `extra` adds figures measured elsewhere, e.g.
+    `invalid_share`.
     """
     if not ks or min(ks) < 1:
         raise ConfigError(f"ks must be cuts of at least 1, got {ks}")
-    if shared_codes and context.codes_NL is None:
-        raise ConfigError("shared_codes needs the semantic IDs in the evaluation context")
+    alike_NL = None
+    if shared_codes:
+        if context.codes_NL is None:
+            raise ConfigError("shared_codes needs the semantic IDs in the evaluation context")
+        alike_NL = np.column_stack([context.codes_NL, context.train_counts_N])
     if beam is not None and beam < max(ks):
         raise ConfigError(f"beam {beam} is below the largest cut {max(ks)} and would cap recall")
     rankings = rank_all(
@@ -227,7 +231,7 @@ def evaluate(
         batch_size=batch_size,
         filter_seen=filter_seen,
         ties=ties,
-        shared_codes_NL=context.codes_NL if shared_codes else None,
+        shared_codes_NL=alike_NL,
         on_batch=on_batch,
     )
     return report_of(
