@@ -502,7 +502,7 @@ class _Fit:
         """Beam search of a generator in training, narrow enough to run every epoch."""
         index, width = self.index, min(self.settings.decoding.beam_width, VALIDATION_BEAM)
         decoding = self.settings.decoding
-        weights_N = popularity_weights(self.ids, self.split.train_counts_N, self.device)
+        weights_N = popularity_weights(index, self.split.train_counts_N)
         return lambda batch, k, seen: beam_search(
             generator,
             batch.to(self.device),

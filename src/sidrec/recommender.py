@@ -108,7 +108,7 @@ class Recommender:
     @cached_property
     def weights_N(self) -> torch.Tensor | None:
         """What divides the probability of a shared ID; None where every item has its own."""
-        return popularity_weights(self.ids, self.train_counts_N, self.device)
+        return popularity_weights(self.index, self.train_counts_N)
 
     def recommend(
         self,
@@ -583,13 +583,11 @@ def serving_context(items: Items, vectors: ItemVectors, ids: SemanticIds) -> Cat
     return CatalogueContext(items, nobody, vectors, ids)
 
 
-def popularity_weights(
-    ids: SemanticIds, train_counts_N: Ints, device: torch.device = CPU
-) -> torch.Tensor | None:
+def popularity_weights(index: PrefixIndex, train_counts_N: Ints) -> torch.Tensor | None:
     """(N,) training events + 1; None where every item has its own ID."""
-    if not (ids.group_sizes_N > 1).any():
+    if index.tree.one_item_a_leaf:
         return None
-    return torch.from_numpy(train_counts_N + 1.0).to(device)
+    return torch.from_numpy(train_counts_N + 1.0).to(index.device)
 
 
 def items_of(table: pl.DataFrame) -> Items:
