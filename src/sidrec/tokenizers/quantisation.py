@@ -129,6 +129,31 @@ def plus_plus(points_ND: Floats, num_codes: int, rng: np.random.Generator) -> Fl
     return points_ND[chosen]
 
 
+def progressive_start(
+    points_ND: Floats, num_codes: int, num_iters: int, rng: np.random.Generator
+) -> Floats:
+    """Starting centroids (V, D) from k-means on 2, 4, 8, … principal components, one after another.
+
+    Early rounds see only what matters most, so in many dimensions `lloyd` ends lower from here
+    (as in `faiss.ProgressiveDimClustering`).
+    """
+    centred_ND = points_ND - points_ND.mean(axis=0, dtype=np.float64)
+    _, directions_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
+    turned_ND = (centred_ND @ directions_DD[:, ::-1]).astype(np.float32)
+    start_VD, width = None, 2
+    codes_N = np.zeros(len(points_ND), dtype=np.int64)
+    while width < points_ND.shape[1]:
+        part_ND = np.ascontiguousarray(turned_ND[:, :width])
+        codes_N = nearest(part_ND, lloyd(part_ND, num_codes, num_iters, rng, start_VD))
+        width *= 2
+        start_VD = means_by_code(turned_ND[:, :width], codes_N, num_codes)
+    return (
+        plus_plus(points_ND, num_codes, rng)
+        if start_VD is None
+        else means_by_code(points_ND, codes_N, num_codes)
+    )
+
+
 def means_by_code(points_ND: Floats, codes_N: Ints, num_codes: int) -> Floats:
     """Mean (V, D) of the points of each code; zero for a code without points."""
     counts_V = np.bincount(codes_N, minlength=num_codes)

@@ -6,6 +6,9 @@ learnt by gradient, so it is the baseline every neural tokenizer has to beat.
 Where the context holds IDs of an earlier fit, k-means starts from them: a code begins at the mean
 of the items that held it, in whatever space the new vectors lie, so codes keep their meaning.
 
+With `beam`, `refinements` and `progressive` it is what faiss.ResidualQuantizer calls by these
+names (beam search, codebook refinement, progressive dimension), with as low an error.
+
 Source:  Juang & Gray 1982 (multi-stage VQ); as a tokenizer: GRID (arXiv:2507.22224).
 Differs: k-means++ start, or an earlier fit; dead codes restart at worst-fit points; large
          catalogues are sampled.
@@ -23,7 +26,8 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.tokenizers.quantisation import lloyd, quantise, reconstruct
+from sidrec.tokenizers.beam_quantisation import beam_quantise, left_over, refined
+from sidrec.tokenizers.quantisation import lloyd, progressive_start, reconstruct
 from sidrec.types import CatalogueContext, Floats, Ids, Ints, ItemVectors, SemanticIds
 
 Scale = Literal["none", "common", "column"]
@@ -41,15 +45,25 @@ class ResidualKMeansConfig:
     """Upper bound on k-means iterations a level; a level stops early once no item moves."""
     max_points_per_code: int = 256
     """A level is fitted on at most this many items a code, drawn at random."""
+    progressive: bool = False
+    """Start k-means in few principal components: fit takes three times as long, errors fall."""
+    beam: int = 1
+    """Prefixes kept an item while it is encoded; 1 takes the nearest centroid level by level."""
+    refinements: int = 0
+    """Rounds, after each level but the first, of encoding and fitting all codebooks together."""
     standardise: bool = False
     """Give every column mean 0 and deviation 1 first, so that all columns count alike."""
     seed: int = 0
     """Seed of sampling and starting centroids."""
 
     def __post_init__(self) -> None:
-        for name in ("num_levels", "num_iters", "max_points_per_code"):
+        for name in ("num_levels", "num_iters", "max_points_per_code", "beam"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"residual_kmeans.{name} must be at least 1, got {value}")
+        if self.refinements < 0:
+            raise ConfigError(
+                f"residual_kmeans.refinements must not be negative, got {self.refinements}"
+            )
         codes_per_level("residual_kmeans", self.num_codes, self.num_levels)
 
 
@@ -79,16 +93,23 @@ class ResidualKMeans:
         codebooks: list[Floats] = []
         earlier = None if context is None else context.earlier_ids
         for level, size in enumerate(sizes):
-            wanted = config.max_points_per_code * size
+            wanted = config.max_points_per_code * size // config.beam
             rows_S = np.arange(len(vectors))
             if len(rows_S) > wanted:
                 rows_S = np.sort(rng.choice(len(rows_S), wanted, replace=False))
-            _, residuals_SD = quantise((vectors.vectors[rows_S] - mean_D) / deviation_D, codebooks)
+            points_SD = (vectors.vectors[rows_S] - mean_D) / deviation_D
+            residuals_SD = left_over(points_SD, codebooks, config.beam)
             start_VD = None
             if earlier is not None and level < earlier.num_levels:
                 codes_S = codes_of(vectors.item_ids[rows_S], earlier, level)
+                codes_S = np.repeat(codes_S, len(residuals_SD) // len(codes_S))
                 start_VD = code_means(residuals_SD, codes_S, size, rng)
+            elif config.progressive:
+                start_VD = progressive_start(residuals_SD, size, config.num_iters, rng)
             codebooks.append(lloyd(residuals_SD, size, config.num_iters, rng, start_VD))
+            for _ in range(config.refinements if level else 0):
+                codes_SL, _ = beam_quantise(points_SD, codebooks, config.beam)
+                codebooks = refined(points_SD, codes_SL, codebooks)
         return cls(config, tuple(codebooks), mean_D, deviation_D)
 
     @property
@@ -104,8 +125,8 @@ class ResidualKMeans:
         return (vectors.vectors - self.mean_D) / self.deviation_D
 
     def encode(self, vectors: ItemVectors) -> SemanticIds:
-        """Assign codes greedily, level by level. Items unseen in `fit` are welcome."""
-        codes_NL, _ = quantise(self.project(vectors), self.codebooks)
+        """Assign codes level by level. Items unseen in `fit` are welcome."""
+        codes_NL, _ = beam_quantise(self.project(vectors), self.codebooks, self.config.beam)
         return SemanticIds(vectors.item_ids, codes_NL, self.num_codes)
 
     def decode(self, codes_NL: Ints) -> Floats:
