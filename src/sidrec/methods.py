@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, str]] = {
         "balanced_kmeans": "sidrec.tokenizers.balanced_kmeans:BalancedKMeans",
         "opq": "sidrec.tokenizers.opq:Opq",
         "sarq": "sidrec.tokenizers.sarq:Sarq",
+        "acrq": "sidrec.tokenizers.acrq:Acrq",
     },
     "collisions": {
         "keep": "sidrec.tokenizers.collisions:keep",
