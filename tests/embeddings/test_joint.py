@@ -16,6 +16,7 @@ from sidrec.embeddings.joint import (
     Task,
     _batches,
     co_interactions,
+    forward,
     info_nce,
     queries_of,
     start,
@@ -130,25 +131,27 @@ def test_co_interactions_are_those_of_two_loops():
 
 
 def test_training_brings_each_task_its_pairs():
-    """Queries name a colour, sequences a number: only the right network can answer each."""
+    """Queries name a colour; sequences follow groups that no word tells, only items themselves."""
     words = ["red", "blue", "green", "black"]
-    titles = [f"{words[row % 4]} thing n{row // 4}" for row in range(32)]
+    titles = [f"{words[row % 4]} u{row}" for row in range(32)]
     items = Items(as_ids(range(32)), pl.DataFrame({"title": titles}))
     random = np.random.default_rng(0)
-    same_number = [random.permutation(4) + 4 * (user % 8) for user in range(80)]
-    context = CatalogueContext(items, Histories.from_lists(same_number))
-    config = replace(SMALL, num_steps=150, dim=16, batch_size=32, query_words=1)
+    groups = [random.permutation(4) + 4 * (user % 8) for user in range(80)]
+    context = CatalogueContext(items, Histories.from_lists(groups))
+    config = replace(
+        SMALL, num_steps=150, dim=16, learning_rate=0.01, lsa=LsaConfig(min_items=1)
+    )
 
-    def share_same_number(weight):
-        vectors = vectors_of(context, replace(config, search_weight=weight))
+    def share_of_group(vectors):
         likeness = vectors @ vectors.T - 2 * np.eye(32)
         return (likeness.argsort(axis=1)[:, -3:] // 4 == np.arange(32)[:, None] // 4).mean()
 
-    assert share_same_number(0.0) > 0.95
+    assert share_of_group(vectors_of(context, replace(config, search_weight=0.0))) > 0.95
     fitted = Joint.fit(context, replace(config, search_weight=1.0))
-    found = fitted.encode_queries(words) @ fitted.embed(items).vectors.T
+    vectors = fitted.embed(items).vectors
+    assert share_of_group(vectors) < 0.3
+    found = fitted.encode_queries(words) @ vectors.T
     assert (np.argsort(-found, axis=1)[:, :8] % 4 == np.arange(4)[:, None]).mean() > 0.95
-    assert share_same_number(1.0) < 0.9
 
 
 def test_a_whole_title_as_query_lies_where_its_item_does_and_unknown_words_give_zero():
@@ -263,6 +266,12 @@ def test_items_without_text_get_the_zero_vector_and_their_pairs_are_counted():
     np.testing.assert_allclose(np.linalg.norm(vectors[1:], axis=1), 1, rtol=1e-5)
     pairs = co_interactions(context.train, SMALL.window)
     assert fitted.num_dropped["recommendation"] == (pairs == 0).any(axis=1).sum() > 0
+
+
+def test_training_starts_at_the_strongest_directions_of_lsa():
+    inputs = torch.randn(9, 10)
+    first = inputs[:, :6] / inputs[:, :6].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(forward(inputs, start(10, SMALL)), first)
 
 
 def test_hidden_layers_may_be_left_out():

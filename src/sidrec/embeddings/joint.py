@@ -138,7 +138,7 @@ class Joint:
             pairs = queries_of(context.items, config)
             texts, numbers_P = np.unique(np.array(pairs.texts, dtype=str), return_inverse=True)
             pairs_P2 = np.stack([numbers_P, pairs.rows_P], axis=1)
-            task = Task(weights[SEARCH], _embed_texts(text, texts.tolist()), pairs_P2)
+            task = Task(weights[SEARCH], embed_texts(text, texts.tolist()), pairs_P2)
             tasks[SEARCH], lost = _with_words(task, items_NF, SEARCH)
             dropped[SEARCH] = lost + pairs.num_dropped
         if weights[RECOMMENDATION] > 0:
@@ -162,7 +162,7 @@ class Joint:
 
     def encode_queries(self, texts: Sequence[str]) -> Floats:
         """Vectors (M, D) of queries in the space of the items; zero where no word is known."""
-        return self._run(_embed_texts(self.text, texts))
+        return self._run(embed_texts(self.text, texts))
 
     def _run(self, inputs_NF: Floats) -> Floats:
         """All networks, side by side, in float64 so that no row depends on its batch."""
@@ -293,19 +293,15 @@ def train(items_NF: Floats, tasks: Mapping[str, Task], config: JointConfig) -> N
 
 
 def start(width: int, config: JointConfig) -> Network:
-    """Starting weights: a random linear map of the input plus a small network beside it."""
+    """Starting weights: the vectors are the first D columns of LSA, its strongest directions."""
     random = torch.Generator().manual_seed(config.seed)
-
-    def matrix(before: int, after: int, gain: float) -> Tensor:
-        return torch.randn(before, after, generator=random) * math.sqrt(gain / before)
-
-    network, before = {"skip": matrix(width, config.dim, 1.0)}, width
+    network, before = {"skip": torch.eye(width, config.dim)}, width
     for layer, after in enumerate(config.hidden):
-        network[f"weight.{layer}"] = matrix(before, after, 2.0)
-        network[f"bias.{layer}"] = torch.zeros(after)
+        matrix = torch.randn(before, after, generator=random) * math.sqrt(2 / before)
+        network |= {f"weight.{layer}": matrix, f"bias.{layer}": torch.zeros(after)}
         before = after
     if config.hidden:
-        network["last"] = matrix(before, config.dim, 0.1)
+        network["last"] = torch.zeros(before, config.dim)
     return network
 
 
@@ -356,7 +352,7 @@ def _with_words(task: Task, items_NF: Floats, name: str) -> tuple[Task, int]:
     return task, int((~kept_P).sum())
 
 
-def _embed_texts(text: Lsa, texts: Sequence[str]) -> Floats:
+def embed_texts(text: Lsa, texts: Sequence[str]) -> Floats:
     """LSA vectors (M, F) of free texts."""
     table = pl.DataFrame({"text": list(texts)}, schema={"text": pl.String})
     return text.embed(Items(as_ids(range(len(texts))), table)).vectors
