@@ -20,7 +20,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.fitted import nearest_items
 from sidrec.tokenizers.collisions import groups_of
 from sidrec.tokenizers.health import Health, health
-from sidrec.tokenizers.page import DEPTH, USE, level_rows, page
+from sidrec.tokenizers.page import depth_rows, level_rows, page
 from sidrec.tokenizers.tree import prefix_names
 from sidrec.types import Floats, Histories, HistoryBatch, Ints, Items
 
@@ -135,8 +135,8 @@ def inspect(
         facts["mean codes of an ID"] = figures.mean_length
     return {
         "bundle": facts,
-        "levels": level_rows(figures, USE),
-        "depths": level_rows(figures, DEPTH),
+        "levels": level_rows(figures),
+        "depths": depth_rows(figures),
         "health": asdict(figures),
         "collisions": [list(map(str, group)) for group in groups_of(ids)[:MAX_GROUPS]],
         "tree": branches(recommender, prefix, limit),

@@ -51,8 +51,8 @@ def command(
     facts = [(name, value) for name, value in report["bundle"].items()]
     output.table("bundle", ("", ""), facts)
     output.line()
-    _levels("levels: use of the codes", report["levels"])
-    _levels("levels: what prefixes of this depth say", report["depths"])
+    _rows("levels: use of the codes", report["levels"])
+    _rows("depths: what prefixes of so many codes say", report["depths"])
     if train is None:
         output.line("co-purchase: not measured, it needs training events; add --data")
     output.line()
@@ -82,7 +82,7 @@ def _train(recommender: Recommender) -> Histories:
     return split(dataset, settings.split.rule).train
 
 
-def _levels(title: str, rows: list[dict[str, Any]]) -> None:
+def _rows(title: str, rows: list[dict[str, Any]]) -> None:
     cells = [["–" if value is None else value for value in row.values()] for row in rows]
     output.table(title, list(rows[0]), cells)
     output.line()

@@ -100,8 +100,10 @@ def page(
     if facts:
         parts.append(table("Where these IDs come from", ["", ""], [[k, facts[k]] for k in facts]))
     parts.append(table("The whole", ["", ""], [[WHOLE[k], getattr(figures, k)] for k in WHOLE]))
-    for title, columns in (("Use of the codes", USE), ("Meaning of the prefixes", DEPTH)):
-        rows = level_rows(figures, columns)
+    for title, rows in (
+        ("Use of the codes", level_rows(figures)),
+        ("Meaning of the prefixes", depth_rows(figures)),
+    ):
         parts.append(table(title, list(rows[0]), [list(row.values()) for row in rows]))
     if figures.num_pairs is None:
         parts.append("<p class=note>Co-purchase figures need the training events.</p>")
@@ -120,17 +122,20 @@ def page(
     return template
 
 
-def level_rows(figures: Health, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One row a level: its number, then the named fields that any level has."""
-    known = {
-        field: label
-        for field, label in columns.items()
-        if any(getattr(level, field) is not None for level in figures.levels)
-    }
-    return [
-        {"level": number, **{label: getattr(level, field) for field, label in known.items()}}
-        for number, level in enumerate(figures.levels)
-    ]
+def level_rows(figures: Health) -> list[dict[str, Any]]:
+    """How each level, from 0, uses its codes; what was not measured at any is left out."""
+    return [{"level": n, **row} for n, row in enumerate(_measured(figures, USE))]
+
+
+def depth_rows(figures: Health) -> list[dict[str, Any]]:
+    """What prefixes of 1, 2, … codes say; what was not measured at any depth is left out."""
+    return [{"depth": n, **row} for n, row in enumerate(_measured(figures, DEPTH), 1)]
+
+
+def _measured(figures: Health, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    levels = figures.levels
+    known = [f for f in columns if any(getattr(level, f) is not None for level in levels)]
+    return [{columns[f]: getattr(level, f) for f in known} for level in levels]
 
 
 def explorer_of(
