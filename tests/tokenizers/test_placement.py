@@ -1,6 +1,8 @@
 """Transport and capacities: marginals, optimality on tiny prefixes, what never moves."""
 
+import json
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations, product
 from types import SimpleNamespace
 
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from sidrec import config
 from sidrec.errors import ConfigError, DataError
-from sidrec.recipe import RunConfig
+from sidrec.recipe import COLLISIONS, RunConfig
+from sidrec.recommender import load
 from sidrec.tokenizers import collisions
 from sidrec.tokenizers.collisions import CapacityConfig, SinkhornConfig
 from sidrec.tokenizers.placement import spread, transport_plan
@@ -155,10 +158,12 @@ def test_no_prefix_holds_more_than_its_capacity(num_items, seed, depth, slack, u
     assert max(loads(after, depth).values()) == report.largest_prefix_after <= capacity
     assert report.largest_prefix_before == max(loads(ids, depth).values())
     assert not unique or after.collision_share() == 0
-    for prefix, load in loads(ids, depth).items():  # a crowded prefix ends full, and keeps its own
+    for prefix, num_held in loads(
+        ids, depth
+    ).items():  # a crowded prefix ends full, and keeps its own
         rows = (ids.codes[:, :depth] == prefix).all(axis=1)
         stayed = (after.codes[rows, :depth] == prefix).all(axis=1)
-        assert stayed.sum() == min(load, capacity)
+        assert stayed.sum() == min(num_held, capacity)
         if not unique:
             np.testing.assert_array_equal(after.codes[rows][stayed], ids.codes[rows][stayed])
 
@@ -271,3 +276,14 @@ def test_a_recipe_names_a_policy_or_gives_it_a_section():
         config.parse(RunConfig, {"collisions": "sinkhron"})
     with pytest.raises(ConfigError, match=r"reassign takes no keys but name"):
         config.parse(RunConfig, {"collisions": {"name": "reassign", "epsilon": 1.0}})
+
+
+def test_a_bundle_keeps_the_policy_and_its_settings_and_old_bundles_name_it(tiny, tmp_path):
+    chosen = config.method(COLLISIONS, "capacity", capacity=40, depth=1)
+    replace(tiny.run.recommender, collisions=chosen).save(tmp_path / "bundle")
+    assert load(tmp_path / "bundle").collisions == chosen
+    manifest = tmp_path / "bundle" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["state"]["collisions"] = "counter"
+    manifest.write_text(json.dumps(content))
+    assert load(tmp_path / "bundle").collisions == config.method(COLLISIONS, "counter")
