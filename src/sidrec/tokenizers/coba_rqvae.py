@@ -5,8 +5,8 @@ the co-occurrence graph (alpha = 1: off), codebook rows that lie close repel eac
 (uniformity = 0), and rarely chosen codes look nearer in training than they are (delta_max = 0).
 
 Source:  S2GR, arXiv:2601.18664, eq. 3-14.
-Differs: items without neighbours, unseen ones too, keep their vectors, made as short as the
-         graph makes the others on average; by eq. 4 they would shrink to `own` of their length.
+Differs: H is divided by its mean length relative to X, and items without neighbours, unseen ones
+         too, keep their vectors; by eq. 4 they would shrink to `own` of their length.
          delta and mu are in units of the mean squared distance between the rows of a codebook,
          taken anew every step without gradient. Activations are decayed counts, one a level.
          Final codes are plainly nearest unless `balanced_assignment`. Weights, window and hops
@@ -109,7 +109,7 @@ class Neighbours:
     num_isolated: int = 0
     """Items of `fit` without neighbours."""
     norm_ratio: float = 1.0
-    """Mean of |H| / |x| over items with neighbours; those without get it too, in place of `own`."""
+    """Mean of |H| / |x| over items with neighbours, before H is divided by it."""
 
     @classmethod
     def of(
@@ -151,14 +151,14 @@ class Neighbours:
         return {str(item): row for row, item in enumerate(self.item_ids)}
 
     def align(self, vectors: ItemVectors) -> Floats:
-        """H (N, D): the paper's rows; x * norm_ratio where there are no neighbours."""
+        """H / norm_ratio (N, D): as long as the vectors on average; x without neighbours."""
         rows_N = np.array([self.row_of.get(str(i), -1) for i in vectors.item_ids], dtype=np.int64)
-        aligned_ND = vectors.vectors * np.float32(self.norm_ratio)
-        known = np.flatnonzero(rows_N >= 0)
+        aligned_ND, known = vectors.vectors.copy(), np.flatnonzero(rows_N >= 0)
         for start in range(0, len(known), BLOCK_ROWS):
             block = known[start : start + BLOCK_ROWS]
             parts_BD = self.parts_MD[rows_N[block]].astype(np.float64)
-            aligned_ND[block] = self.own * vectors.vectors[block] + self.scale * parts_BD
+            mixed_BD = self.own * vectors.vectors[block] + self.scale * parts_BD
+            aligned_ND[block] = mixed_BD / self.norm_ratio
         return aligned_ND
 
 
