@@ -34,7 +34,7 @@ from sidrec.data import load_named, split
 from sidrec.embeddings.cache import fit_embed
 from sidrec.evaluation import Report, average_seeds, compare
 from sidrec.pipeline import evaluate_systems, fit
-from sidrec.recipe import TOKENIZER, HybridConfig, RunConfig, default_config
+from sidrec.recipe import COLLISIONS, TOKENIZER, HybridConfig, RunConfig, default_config
 from sidrec.tokenizers.health import health
 from sidrec.types import CatalogueContext, Dataset, ItemVectors, Split
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 def settings_for(dataset: Dataset, name: str, seed: int, epochs: int) -> RunConfig:
     """The default recipe with this tokenizer and the generator alone."""
-    method, options = VARIANTS.get(name, (name, {}))
+    method, options, policy = VARIANTS.get(name, (name, {}, "reassign"))
     settings = default_config(dataset)
     generator = settings.generator
     assert generator.train is not None
@@ -89,6 +89,7 @@ def settings_for(dataset: Dataset, name: str, seed: int, epochs: int) -> RunConf
         settings,
         seed=seed,
         tokenizer=config.method(TOKENIZER, method, **options),
+        collisions=config.method(COLLISIONS, policy),
         generator=replace(generator, train=replace(generator.train, epochs=epochs)),
         scorers=(),
         hybrid=HybridConfig(members=()),
