@@ -56,7 +56,7 @@ class LetterConfig(RqVaeConfig):
 
     method_name: ClassVar[str] = "letter"
 
-    alpha: float = 1.0
+    alpha: float = 10.0
     """Weight of the collaborative term; 0 leaves it out."""
     diversity: float = 0.1
     """Weight of the diversity term (the paper's beta); 0 leaves it out."""

@@ -47,12 +47,7 @@ from sidrec.tokenizers.autoencoder import (
 )
 from sidrec.tokenizers.behaviour import collaborative_vectors, companions
 from sidrec.tokenizers.quantisation import reconstruct
-from sidrec.tokenizers.residual_kmeans import (
-    codes_per_level,
-    moments,
-    require_items,
-    require_width,
-)
+from sidrec.tokenizers.residual_kmeans import codes_per_level, moments, require_items, require_width
 from sidrec.tokenizers.rqvae import RqVae, RqVaeConfig
 from sidrec.types import Bools, CatalogueContext, Floats, Ints, Items, ItemVectors
 
