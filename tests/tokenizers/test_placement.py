@@ -158,9 +158,7 @@ def test_no_prefix_holds_more_than_its_capacity(num_items, seed, depth, slack, u
     assert max(loads(after, depth).values()) == report.largest_prefix_after <= capacity
     assert report.largest_prefix_before == max(loads(ids, depth).values())
     assert not unique or after.collision_share() == 0
-    for prefix, num_held in loads(
-        ids, depth
-    ).items():  # a crowded prefix ends full, and keeps its own
+    for prefix, num_held in loads(ids, depth).items():  # a crowded one ends full of its own
         rows = (ids.codes[:, :depth] == prefix).all(axis=1)
         stayed = (after.codes[rows, :depth] == prefix).all(axis=1)
         assert stayed.sum() == min(num_held, capacity)
