@@ -102,7 +102,7 @@ def test_items_are_sorted_by_id_then_popularity_so_that_prefixes_are_ranges():
     columns = explorer_of(IDS, TITLES, COUNTS, None, 100)
     assert columns["ids"] == ["c", "b", "a", "e", "d"]
     assert columns["codes"] == [[0, 0, 0, 1, 2], [0, 1, 1, 3, -1]]
-    assert columns["shared"] == [1, 2, 2, 1, 1] and columns["hidden"] == {}
+    assert columns["shared"] == [1, 2, 2, 1, 1] and columns["hidden"] == []
 
 
 def test_beyond_the_limit_every_prefix_keeps_its_most_popular_and_counts_the_rest():
@@ -111,10 +111,7 @@ def test_beyond_the_limit_every_prefix_keeps_its_most_popular_and_counts_the_res
     counts = np.arange(60)
     columns = explorer_of(ids, [""] * 60, counts, None, 6)
     assert sorted(map(int, columns["ids"])) == [54, 55, 56, 57, 58, 59]
-    assert columns["hidden"][""] == [54, int(counts[:54].sum()), 54]
-    for code in range(3):
-        items = (codes[:, 0] == code).sum()
-        assert columns["codes"][0].count(code) + columns["hidden"][str(code)][0] == items
+    assert sum(sum(items) for _, items, _, _ in columns["hidden"]) == 54
     assert "lists 6 of 60 items" in made(ids, ["x"] * 60, counts, max_items=6)
 
 
@@ -167,6 +164,25 @@ def test_the_explorer_counts_prefixes_as_the_tree_does(explorer):
         if items > 1:
             assert name == ", ".join(tree.nodes[path].words)
     assert found[1,][-1] == "brass lamp", "one item gives its prefix its own title"
+
+
+def test_the_explorer_counts_items_that_are_not_listed(explorer):
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 3, (90, 3))
+    codes[::4, 2] = -1
+    codes[::8, 1] = -1
+    ids, counts = SemanticIds(as_ids(range(90)), codes, (3, 3, 3)), random.integers(0, 9, 90)
+    ids_text = made(ids, ["word"] * 90, counts, max_items=12)
+    walk = (
+        "(function walk(n) { return [[n.path, n.items, n.events, n.twins, n.left], "
+        "...children(n).flatMap(walk)]; })(prefix([]))"
+    )
+    found = explorer(ids_text, walk)
+    assert sum(left > 0 for *_, left in found) > 5
+    for path, items, events, twins, left in found:
+        under = (codes[:, : len(path)] == path).all(axis=1)
+        assert (items, events) == (under.sum(), counts[under].sum())
+        assert twins == (ids.group_sizes_N[under] > 1).sum() and 0 <= left < items
 
 
 def test_the_explorer_finds_titles_item_ids_and_prefixes(explorer):

@@ -25,7 +25,7 @@ import numpy as np
 
 from sidrec.config import field_docs
 from sidrec.errors import DataError
-from sidrec.tokenizers.health import Health, LevelHealth
+from sidrec.tokenizers.health import Health, LevelHealth, prefix_groups
 from sidrec.tokenizers.tree import IdTree
 from sidrec.types import Ints, SemanticIds
 
@@ -147,8 +147,7 @@ def explorer_of(
 ) -> dict[str, Any]:
     """What the explorer reads: columns over the listed items, sorted by ID, then by popularity.
 
-    `hidden` counts what is not listed under a listed prefix: items, training events, colliding
-    items.
+    `hidden` is that of `unlisted`.
     """
     order = np.lexsort((-train_counts_N, *ids.codes.T[::-1]))
     shared_N = ids.group_sizes_N
@@ -157,13 +156,6 @@ def explorer_of(
         kept_N[:] = False
         kept_N[most_popular_of_prefixes(ids, train_counts_N)[:max_items]] = True
     rows = order[kept_N[order]]
-    hidden: dict[str, list[int]] = {}
-    if len(rows) < len(ids):
-        hidden = {prefix: [0, 0, 0] for codes in ids.codes[rows] for prefix in prefixes_of(codes)}
-    for row in np.flatnonzero(~kept_N).tolist():
-        amounts = (1, int(train_counts_N[row]), int(shared_N[row] > 1))
-        for known in filter(None, map(hidden.get, prefixes_of(ids.codes[row]))):
-            known[:] = [a + b for a, b in zip(known, amounts, strict=True)]
     names = {} if tree is None else tree.nodes
     return {
         "sizes": list(ids.num_codes),
@@ -177,14 +169,36 @@ def explorer_of(
             for prefix, node in names.items()
             if node.words and node.num_items > 1
         },
-        "hidden": hidden,
+        "hidden": unlisted(ids, rows, train_counts_N, shared_N),
     }
 
 
-def prefixes_of(codes_L: Ints) -> list[str]:
-    """'', '12', '12-200', … of one ID."""
-    codes = [str(code) for code in codes_L.tolist() if code >= 0]
-    return ["-".join(codes[:depth]) for depth in range(len(codes) + 1)]
+def unlisted(
+    ids: SemanticIds, rows: Ints, train_counts_N: Ints, shared_N: Ints
+) -> list[list[list[int]]]:
+    """What the listed `rows` leave out, for depth 0 … L: places, items, training events, colliding
+    items; [] where all are listed.
+
+    An item that is not listed counts at the first place of the longest prefix that it has in common
+    with a listed one, so a prefix of depth d holds all that depths d … L put inside its range.
+    """
+    out = np.setdiff1d(np.arange(len(ids)), rows)
+    if not len(out):
+        return []
+    depth_H, place_H = np.zeros(len(out), dtype=np.int64), np.zeros(len(out), dtype=np.int64)
+    for level, groups_N in enumerate(prefix_groups(ids).T):
+        listed, first = np.unique(groups_N[rows], return_index=True)
+        at = np.searchsorted(listed, groups_N[out]).clip(max=len(listed) - 1)
+        same = listed[at] == groups_N[out]
+        depth_H[same], place_H[same] = level + 1, first[at[same]]
+    hidden = []
+    for depth in range(ids.num_levels + 1):
+        chosen = out[depth_H == depth]
+        places, at = np.unique(place_H[depth_H == depth], return_inverse=True)
+        amounts = (np.ones(len(chosen)), train_counts_N[chosen], shared_N[chosen] > 1)
+        columns = [np.bincount(at, weights=amount).astype(np.int64) for amount in amounts]
+        hidden.append([column.tolist() for column in (places, *columns)])
+    return hidden
 
 
 def most_popular_of_prefixes(ids: SemanticIds, train_counts_N: Ints) -> Ints:
