@@ -103,13 +103,13 @@ class Head:
     item_ids: Ids
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AcrqReport:
     """What the fit met and did."""
 
-    num_items: tuple[int, ...]
+    num_items: tuple[int, ...] = ()
     """Items of each group, most popular first."""
-    num_cold: int
+    num_cold: int = 0
     """Items of the last group that no training event names."""
     tail_errors: tuple[float, ...] = ()
     """Squared error of the last group, as a share of its variance, after each epoch."""
@@ -122,16 +122,13 @@ class Acrq(RqVae):
     """Fitted encoder, codebooks and decoder, and the frozen head."""
 
     config_class: ClassVar[type] = AcrqConfig
-    head: Head | None
+    head: Head | None = None
     """None where nothing is frozen: one group, or `freeze` off."""
-    report: AcrqReport
+    report: AcrqReport = AcrqReport()
 
     @classmethod
-    def fit(
-        cls,
-        vectors: ItemVectors,
-        config: AcrqConfig,
-        context: CatalogueContext | None = None,
+    def fit(  # type: ignore[override]
+        cls, vectors: ItemVectors, config: AcrqConfig, context: CatalogueContext | None = None
     ) -> Self:
         """Train the head, then the rest. Without a context all items are one group."""
         sizes = codes_per_level("acrq", config.num_codes, config.num_levels)
@@ -160,13 +157,9 @@ class Acrq(RqVae):
                 head = Head(encoder, model.codebooks(), vectors.item_ids[groups[0]])
             model = fit_rest(model, points_ND, groups, extras, config, trace)
         report = AcrqReport(
-            num_items=tuple(map(len, groups)),
-            num_cold=num_cold,
-            tail_errors=tuple(trace.errors),
-            seconds=tuple(trace.seconds),
+            tuple(map(len, groups)), num_cold, tuple(trace.errors), tuple(trace.seconds)
         )
-        books = model.codebooks()
-        return cls(config, model.encoder, model.decoder, books, mean_D, deviation_D, head, report)
+        return replace(cls.of(model, config, mean_D, deviation_D), head=head, report=report)
 
     def in_head(self, vectors: ItemVectors) -> Bools:
         """Which items (N,) the frozen head names."""
@@ -204,36 +197,24 @@ class Acrq(RqVae):
     def state(self) -> dict[str, Any]:
         """Ids of the head items, and the report without its seconds."""
         report = {name: value for name, value in asdict(self.report).items() if name != "seconds"}
-        return {"head": list(self.head.item_ids) if self.head else [], "report": report}
+        return {"head": list(self.head.item_ids) if self.head else [], **report}
 
     @classmethod
     def from_arrays(
-        cls, config: AcrqConfig, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]
+        cls, config: RqVaeConfig, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]
     ) -> Self:
         """The tokenizer that `arrays` and `state` came from."""
-        plain = RqVae.from_arrays(config, arrays, {})
-        head = None
-        if state["head"]:
-            named = {k.removeprefix("head_"): v for k, v in arrays.items() if k[:5] == "head_"}
-            rest = {k: v for k, v in arrays.items() if k.startswith("decoder.")}
-            frozen = RqVae.from_arrays(
-                config, {**rest, **named, "mean": plain.mean_D, "deviation": plain.deviation_D}, {}
-            )
-            ids = np.array(state["head"], dtype=object)
-            head = Head(frozen.encoder, frozen.codebooks, ids)
-        report = AcrqReport(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in state["report"].items()}
-        )
-        return cls(
-            config,
-            plain.encoder,
-            plain.decoder,
-            plain.codebooks,
-            plain.mean_D,
-            plain.deviation_D,
-            head,
-            report,
-        )
+        plain = super().from_arrays(config, arrays, state)
+        num_items, tail_errors = (tuple(state[name]) for name in ("num_items", "tail_errors"))
+        report = AcrqReport(num_items, state["num_cold"], tail_errors)
+        if not state["head"]:
+            return replace(plain, report=report)
+        encoder, _ = cls.build(config, len(plain.mean_D))
+        weights = {k: torch.tensor(v) for k, v in arrays.items() if k.startswith("head_encoder.")}
+        encoder.load_state_dict({k.removeprefix("head_encoder."): w for k, w in weights.items()})
+        books = tuple(arrays[f"head_codebook.{level}"] for level in range(config.num_levels))
+        head = Head(encoder.eval(), books, np.array(state["head"], dtype=object))
+        return replace(plain, head=head, report=report)
 
 
 def popularity_groups(
