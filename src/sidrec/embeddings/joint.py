@@ -61,7 +61,7 @@ class JointConfig:
     """Longest made query, in words."""
     window: int = 3
     """Two events of one person are a pair when at most this far apart."""
-    dim: int = 128
+    dim: int = 256
     """D, the width of a network's vectors."""
     hidden: tuple[int, ...] = (512,)
     """Widths of the hidden layers; () is a linear map."""
@@ -71,7 +71,7 @@ class JointConfig:
     """Optimiser steps, whatever the weight, so that all weights cost alike."""
     batch_size: int = 256
     """B, pairs of each task in a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak of the AdamW learning rate."""
     weight_decay: float = 0.01
     """AdamW decay of weight matrices."""
