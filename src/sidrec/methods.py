@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, str]] = {
         "opq": "sidrec.tokenizers.opq:Opq",
         "sarq": "sidrec.tokenizers.sarq:Sarq",
         "acrq": "sidrec.tokenizers.acrq:Acrq",
+        "fsq": "sidrec.tokenizers.fsq:Fsq",
     },
     "collisions": {
         "keep": "sidrec.tokenizers.collisions:keep",
