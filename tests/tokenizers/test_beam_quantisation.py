@@ -79,7 +79,7 @@ def test_a_progressive_start_ends_lower_in_many_dimensions():
     )
     points = points.astype(np.float32)
     found = []
-    for start in (None, progressive_start(points, 32, 10, np.random.default_rng(0))):
+    for start in (None, progressive_start(points, 32, np.random.default_rng(0))):
         codebook = lloyd(points, 32, 25, np.random.default_rng(0), start)
         found.append(np.square(quantise(points, [codebook])[1]).sum())
     assert found[1] < found[0]

@@ -129,29 +129,22 @@ def plus_plus(points_ND: Floats, num_codes: int, rng: np.random.Generator) -> Fl
     return points_ND[chosen]
 
 
-def progressive_start(
-    points_ND: Floats, num_codes: int, num_iters: int, rng: np.random.Generator
-) -> Floats:
-    """Starting centroids (V, D) from k-means on 2, 4, 8, … principal components, one after another.
+def progressive_start(points_ND: Floats, num_codes: int, rng: np.random.Generator) -> Floats:
+    """Starting centroids (V, D): k-means from random points in 4 principal components, then 8, ….
 
     Early rounds see only what matters most, so in many dimensions `lloyd` ends lower from here
-    (as in `faiss.ProgressiveDimClustering`).
+    than from `plus_plus`, which picks outliers there (as in `faiss.ProgressiveDimClustering`).
     """
     centred_ND = points_ND - points_ND.mean(axis=0, dtype=np.float64)
     _, directions_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
     turned_ND = (centred_ND @ directions_DD[:, ::-1]).astype(np.float32)
-    start_VD, width = None, 2
-    codes_N = np.zeros(len(points_ND), dtype=np.int64)
+    start_VD = turned_ND[rng.choice(len(points_ND), num_codes, replace=False)]
+    codes_N, width = nearest(turned_ND, start_VD), 4
     while width < points_ND.shape[1]:
-        part_ND = np.ascontiguousarray(turned_ND[:, :width])
-        codes_N = nearest(part_ND, lloyd(part_ND, num_codes, num_iters, rng, start_VD))
-        width *= 2
-        start_VD = means_by_code(turned_ND[:, :width], codes_N, num_codes)
-    return (
-        plus_plus(points_ND, num_codes, rng)
-        if start_VD is None
-        else means_by_code(points_ND, codes_N, num_codes)
-    )
+        start_VW = means_by_code(turned_ND[:, :width], codes_N, num_codes)
+        codebook_VW = lloyd(turned_ND[:, :width], num_codes, 10, rng, start_VW)
+        codes_N, width = nearest(turned_ND[:, :width], codebook_VW), 2 * width
+    return means_by_code(points_ND, codes_N, num_codes)
 
 
 def means_by_code(points_ND: Floats, codes_N: Ints, num_codes: int) -> Floats:

@@ -93,19 +93,22 @@ class ResidualKMeans:
         codebooks: list[Floats] = []
         earlier = None if context is None else context.earlier_ids
         for level, size in enumerate(sizes):
-            wanted = config.max_points_per_code * size // config.beam
+            wanted = config.max_points_per_code * size
             rows_S = np.arange(len(vectors))
             if len(rows_S) > wanted:
                 rows_S = np.sort(rng.choice(len(rows_S), wanted, replace=False))
             points_SD = (vectors.vectors[rows_S] - mean_D) / deviation_D
-            residuals_SD = left_over(points_SD, codebooks, config.beam)
+            if config.refinements:  # they make the best path of what all paths were fitted to
+                residuals_SD = left_over(points_SD, codebooks, config.beam)
+            else:
+                _, residuals_SD = beam_quantise(points_SD, codebooks, config.beam)
             start_VD = None
             if earlier is not None and level < earlier.num_levels:
                 codes_S = codes_of(vectors.item_ids[rows_S], earlier, level)
                 codes_S = np.repeat(codes_S, len(residuals_SD) // len(codes_S))
                 start_VD = code_means(residuals_SD, codes_S, size, rng)
             elif config.progressive:
-                start_VD = progressive_start(residuals_SD, size, config.num_iters, rng)
+                start_VD = progressive_start(residuals_SD, size, rng)
             codebooks.append(lloyd(residuals_SD, size, config.num_iters, rng, start_VD))
             for _ in range(config.refinements if level else 0):
                 codes_SL, _ = beam_quantise(points_SD, codebooks, config.beam)
