@@ -5,7 +5,7 @@ tell true pairs from the others of a batch. Search pairs are (query, item), reco
 two items close together in a training sequence; `search_weight` sets how much each task counts. Any
 tokenizer then makes IDs that serve search and recommendation alike.
 
-Source:  multi-task bi-encoder of arXiv:2508.10478, sec. 3; InfoNCE of van den Oord et al.,
+Source:  multi-task bi-encoder of arXiv:2508.10478; InfoNCE of van den Oord et al.,
          arXiv:1807.03748, with in-batch negatives.
 Differs: LSA and a small network instead of a fine-tuned sentence encoder; queries are runs of words
          of the item unless a file of them is given; the losses of both tasks are weighted in every

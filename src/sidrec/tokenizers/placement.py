@@ -5,7 +5,7 @@ crowded prefix its own last code at least cost, `spread_last` chooses last codes
 with uniform marginals, `limit_prefixes` empties overfull prefixes. What is `taken` never moves.
 
 Source:  transport: Sinkhorn 1967, Cuturi 2013 (arXiv:1306.0895), in the log domain; over the last
-         level as in LC-Rec (arXiv:2311.09049, eq. 5) and LETTER (arXiv:2405.07314, sec. 3.2).
+         level as in LC-Rec (arXiv:2311.09049) and LETTER (arXiv:2405.07314).
 Differs: the plan of few items over many codes is flat, and its largest entry arbitrary; an item
          takes the nearest of the codes whose mass is mostly its own. Codes held by items that stay
          are not offered.
