@@ -15,22 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
 from figures import read_figures
-from tokenizer_rows import METHODS, VARIANTS
+from tokenizer_tables import cold_table, id_table, joint_table, stability_table, tokenizer_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
-MISSING = "not measured"
-Figures = Mapping[str, Mapping[str, Any]]
 
 SYSTEMS = ("popularity", "transition_graph", "sasrec", "dense", "causal", "tiger", "hybrid")
-COLUMNS = (
-    ("R@5", "recall@5"),
-    ("N@5", "ndcg@5"),
-    ("R@10", "recall@10"),
-    ("N@10", "ndcg@10"),
-    ("R@10, seen filtered", "seen_filtered.recall@10"),
-)
 PUBLISHED = {
     "amazon_beauty": (
         ("TIGER (arXiv:2305.05065)", ".0454", ".0321", ".0648", ".0384"),
@@ -99,6 +91,11 @@ TARGETS = (
     _cost("index.build_1m", 2000, 300),
     _cost("index.insert_10k", 500, 50),
     _cost("tokenize.residual_kmeans.1m_x_128.seconds", 60, 15),
+    *(
+        _cost(f"tokenize.{method}.encode_1m_x_128.seconds", 10, 10)
+        for method in ("residual_kmeans", "balanced_kmeans", "opq")
+    ),
+    Target(figure="amazon_beauty.hybrid.cold.recall@10", above_zero=True, gpu=None),
     _cost("import.sidrec.seconds", 0.5, 0.5),
 )
 
@@ -135,22 +132,6 @@ def accuracy_table(figures: Figures, dataset: str) -> str:
     )
 
 
-def accuracy_cell(figure: Mapping[str, Any] | None, best: float | None) -> str:
-    """`.0851 [.0815, .0888]`, bold where it is the best."""
-    if figure is None:
-        return MISSING
-    text = ratio(figure["value"])
-    text = f"**{text}**" if figure["value"] == best else text
-    if "low" in figure and "high" in figure:
-        text += f" [{ratio(figure['low'])}, {ratio(figure['high'])}]"
-    return text
-
-
-def ratio(value: float) -> str:
-    """Four decimals without the leading zero."""
-    return f"{value:.4f}".replace("0.", ".", 1)
-
-
 def speed_table(figures: Figures) -> str:
     """Every figure of benchmarks/speed that is not a ratio to other software."""
     wanted = {t.figure for t in TARGETS} | {n for n, f in figures.items() if "/speed/" in f["file"]}
@@ -180,24 +161,6 @@ def by_machine(
     machines = [read_figures(gpu=False), read_figures(gpu=True)]
     rows = [[*words(n), quantity(machines[0].get(n)), quantity(machines[1].get(n))] for n in names]
     return rows, [m[n] for n in names for m in machines if n in m]
-
-
-def quantity(figure: Mapping[str, Any] | None) -> str:
-    """Value with three significant digits, interval where there is one, and unit."""
-    if figure is None:
-        return MISSING
-    unit = {"x": "×", "ratio": ""}.get(figure["unit"], f" {figure['unit']}")
-    text = number(figure["value"])
-    if "low" in figure and "high" in figure:
-        text += f" [{number(figure['low'])}, {number(figure['high'])}]"
-    return text + unit
-
-
-def number(value: float) -> str:
-    """Three significant digits, thousands with commas, never an exponent."""
-    if value and abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-4 or not value else f"{value:.6f}"
 
 
 def targets_table(figures: Figures) -> str:
@@ -243,111 +206,6 @@ def verdict(target: Target, figure: Mapping[str, Any] | None) -> str:
     return f"**floor missed by {abs(value / target.floor - 1):.0%}**"
 
 
-def sources(used: list[Mapping[str, Any]]) -> str:
-    """The files and machines the figures come from, in one line."""
-    if not used:
-        return ""
-    origins = sorted({(f["file"], f["date"], f["hardware"]) for f in used})
-    parts = [f"`{file}` ({date}, {machine})" for file, date, machine in origins]
-    return "From " + "; ".join(parts) + ".\n"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def tokenizer_names(figures: Figures, dataset: str, *, variants: bool) -> list[str]:
-    """Measured tokenizers in the order of METHODS, or the variants in the order of VARIANTS."""
-    order = list(VARIANTS) if variants else list(METHODS)
-    return [name for name in order if f"{dataset}.tokenizer.{name}.icr" in figures]
-
-
-def tokenizer_table(figures: Figures, dataset: str) -> str:
-    """Tokenizers × accuracy of the same generator, with intervals and paired differences."""
-    rows, used = [], []
-    for name in tokenizer_names(figures, dataset, variants=False):
-        cells, found = [f"`{name}`"], {}
-        for metric in (*(m for _, m in COLUMNS[:4]), "coverage@10"):
-            found[metric] = figures.get(f"{dataset}.{name}_ids.{metric}")
-            cells.append(accuracy_cell(found[metric], None))
-        for baseline in ("residual_kmeans", "rqvae"):
-            pair = figures.get(f"{dataset}.{name}_ids_minus_{baseline}_ids.recall@10")
-            cells.append(signed(pair) if pair else "–")
-        measured = [figure for figure in found.values() if figure]
-        used += measured
-        cells.append(str(max((len(figure["seeds"]) for figure in measured), default="–")))
-        rows.append(cells)
-    columns = [title for title, _ in COLUMNS[:4]]
-    against = ["R@10 − `residual_kmeans`", "R@10 − `rqvae`"]
-    return (
-        markdown(["IDs of", *columns, "coverage@10", *against, "seeds"], rows)
-        + "\nThe default generator alone, the same vectors and epochs for every row; in brackets "
-        "95 % intervals over users, paired for the differences (on the seeds both rows have).\n"
-        + sources(used)
-    )
-
-
-def id_table(figures: Figures, dataset: str, *, variants: bool = False) -> str:
-    """Tokenizers × health of their IDs before any collision policy, and recall by stratum."""
-    rows, used = [], []
-    shares = ("icr", "cur", "collision_share")
-    for name in tokenizer_names(figures, dataset, variants=variants):
-        own = {
-            figure: figures[f"{dataset}.tokenizer.{name}.{figure}"]
-            for figure in (*shares, "mean_length", "fit_seconds")
-        }
-        used += list(own.values())
-        levels = [f"{dataset}.tokenizer.{name}.entropy_level_{level}" for level in range(1, 9)]
-        entropy = [f"{figures[level]['value']:.2f}" for level in levels if level in figures]
-        errors = [f"{dataset}.tokenizer.{name}.reconstruction_error_level_{n}" for n in range(1, 9)]
-        error = [f"{figures[level]['value']:.3f}" for level in errors if level in figures]
-        strata = [
-            accuracy_cell(figures.get(f"{dataset}.{name}_ids.{stratum}recall@10"), None)
-            for stratum in (*(("",) if variants else ()), "head.", "mid.", "tail.", "cold.")
-        ]
-        rows.append(
-            [
-                f"`{name}`",
-                f"{own['icr']['value']:.2%}",
-                f"{own['cur']['value']:.4%}",
-                f"{own['collision_share']['value']:.1%}",
-                " / ".join(entropy),
-                error[-1] if error else "–",
-                f"{own['mean_length']['value']:.2f}",
-                f"{own['fit_seconds']['value']:.0f}",
-                *strata,
-            ]
-        )
-    all_users = ["R@10"] if variants else []
-    header = [
-        "IDs of",
-        "ICR",
-        "CUR",
-        "collided",
-        "entropy a level (nats)",
-        "error",
-        "codes an item",
-    ]
-    header += ["fit (CPU s)", *all_users, "R@10 head", "mid", "tail", "cold"]
-    return (
-        markdown(header, rows)
-        + "\nICR: distinct IDs / items; CUR: the same / possible IDs; collided: items that share "
-        "theirs; error: squared error of the vectors rebuilt from all codes over their variance, "
-        "where a tokenizer rebuilds them. All before the collision policy, recall after it.\n"
-        + sources(used)
-    )
-
-
-def signed(figure: Mapping[str, Any]) -> str:
-    """A difference with its sign and interval."""
-    low, value, high = (
-        f"{figure[key]:+.4f}".replace("0.", ".", 1) for key in ("low", "value", "high")
-    )
-    return f"{value} [{low}, {high}]"
-
-
 TABLES: dict[str, Callable[[Figures], str]] = {
     "beauty": lambda figures: accuracy_table(figures, "amazon_beauty"),
     "sports": lambda figures: accuracy_table(figures, "amazon_sports"),
@@ -358,6 +216,9 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "tokenizers_beauty_ablations": lambda figures: id_table(
         figures, "amazon_beauty", variants=True
     ),
+    "cold": lambda figures: cold_table(figures, "amazon_beauty"),
+    "stability": lambda figures: stability_table(figures, "amazon_beauty"),
+    "joint": lambda figures: joint_table(figures, "amazon_beauty"),
     "speed": speed_table,
     "versus": versus_table,
     "targets": targets_table,

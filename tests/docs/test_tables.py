@@ -7,6 +7,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import cells  # noqa: E402
 import figures  # noqa: E402
 import tables  # noqa: E402
 
@@ -131,6 +132,6 @@ def test_an_unknown_table_is_named():
 
 
 def test_numbers_keep_three_digits_and_no_exponent():
-    assert [tables.number(v) for v in (0, 0.0123456, 3.14159, 52.31, 1234.5, 0.00002)] == [
+    assert [cells.number(v) for v in (0, 0.0123456, 3.14159, 52.31, 1234.5, 0.00002)] == [
         "0", "0.0123", "3.14", "52.3", "1,234", "0.000020",
     ]  # fmt: skip

@@ -1,0 +1,147 @@
+"""Tables of the tokenizers: accuracy, health of IDs, cold start, life of an ID, joint vectors."""
+
+from __future__ import annotations
+
+from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, signed, sources
+from tokenizer_rows import METHODS, VARIANTS
+
+
+def tokenizer_names(figures: Figures, dataset: str, *, variants: bool) -> list[str]:
+    """Measured tokenizers in the order of METHODS, or the variants in the order of VARIANTS."""
+    order = list(VARIANTS) if variants else list(METHODS)
+    return [name for name in order if f"{dataset}.tokenizer.{name}.icr" in figures]
+
+
+def tokenizer_table(figures: Figures, dataset: str) -> str:
+    """Tokenizers × accuracy of the same generator, with intervals and paired differences."""
+    rows, used = [], []
+    for name in tokenizer_names(figures, dataset, variants=False):
+        cells, found = [f"`{name}`"], {}
+        for metric in (*(m for _, m in COLUMNS[:4]), "coverage@10"):
+            found[metric] = figures.get(f"{dataset}.{name}_ids.{metric}")
+            cells.append(accuracy_cell(found[metric], None))
+        for baseline in ("residual_kmeans", "rqvae"):
+            pair = figures.get(f"{dataset}.{name}_ids_minus_{baseline}_ids.recall@10")
+            cells.append(signed(pair) if pair else "–")
+        measured = [figure for figure in found.values() if figure]
+        used += measured
+        cells.append(str(max((len(figure["seeds"]) for figure in measured), default="–")))
+        rows.append(cells)
+    columns = [title for title, _ in COLUMNS[:4]]
+    against = ["R@10 − `residual_kmeans`", "R@10 − `rqvae`"]
+    return (
+        markdown(["IDs of", *columns, "coverage@10", *against, "seeds"], rows)
+        + "\nThe default generator alone, the same vectors and epochs for every row; in brackets "
+        "95 % intervals over users, paired for the differences (on the seeds both rows have).\n"
+        + sources(used)
+    )
+
+
+def id_table(figures: Figures, dataset: str, *, variants: bool = False) -> str:
+    """Tokenizers × health of their IDs before any collision policy, and recall by stratum."""
+    rows, used = [], []
+    shares = ("icr", "cur", "collision_share")
+    for name in tokenizer_names(figures, dataset, variants=variants):
+        own = {
+            figure: figures[f"{dataset}.tokenizer.{name}.{figure}"]
+            for figure in (*shares, "mean_length", "fit_seconds")
+        }
+        used += list(own.values())
+        levels = [f"{dataset}.tokenizer.{name}.entropy_level_{level}" for level in range(1, 9)]
+        entropy = [f"{figures[level]['value']:.2f}" for level in levels if level in figures]
+        errors = [f"{dataset}.tokenizer.{name}.reconstruction_error_level_{n}" for n in range(1, 9)]
+        error = [f"{figures[level]['value']:.3f}" for level in errors if level in figures]
+        strata = [
+            accuracy_cell(figures.get(f"{dataset}.{name}_ids.{stratum}recall@10"), None)
+            for stratum in (*(("",) if variants else ()), "head.", "mid.", "tail.", "cold.")
+        ]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{own['icr']['value']:.2%}",
+                f"{own['cur']['value']:.4%}",
+                f"{own['collision_share']['value']:.1%}",
+                " / ".join(entropy),
+                error[-1] if error else "–",
+                f"{own['mean_length']['value']:.2f}",
+                f"{own['fit_seconds']['value']:.0f}",
+                *strata,
+            ]
+        )
+    all_users = ["R@10"] if variants else []
+    header = [
+        "IDs of",
+        "ICR",
+        "CUR",
+        "collided",
+        "entropy a level (nats)",
+        "error",
+        "codes an item",
+    ]
+    header += ["fit (CPU s)", *all_users, "R@10 head", "mid", "tail", "cold"]
+    return (
+        markdown(header, rows)
+        + "\nICR: distinct IDs / items; CUR: the same / possible IDs; collided: items that share "
+        "theirs; error: squared error of the vectors rebuilt from all codes over their variance, "
+        "where a tokenizer rebuilds them. All before the collision policy, recall after it.\n"
+        + sources(used)
+    )
+
+
+def cold_table(figures: Figures, dataset: str) -> str:
+    """Systems × questions whose target no training saw, the others, and all."""
+    groups = (("cold", "target was removed"), ("warm_beside_cold", "other targets"))
+    groups = (*groups, ("all_with_cold", "all"))
+    end = ".all_with_cold.recall@10"
+    names = sorted(n.removeprefix(f"{dataset}.").removesuffix(end) for n in figures
+                   if n.startswith(f"{dataset}.") and n.endswith(end))  # fmt: skip
+    rows, used = [], []
+    for name in names:
+        system, _, share = name.partition(".new_items_")
+        found = [
+            figures.get(f"{dataset}.{name}.{group}.{metric}")
+            for group, _ in groups
+            for metric in ("recall@10", "ndcg@10")
+        ]
+        used += [figure for figure in found if figure]
+        kept = f"{share.removesuffix('pct')} %" if share else "–"
+        rows.append([f"`{system}`", kept, *(accuracy_cell(figure, None) for figure in found)])
+    header = ["system", "kept for new items"]
+    header += [f"{cut}, {words}" for _, words in groups for cut in ("R@10", "N@10")]
+    return markdown(header, rows) + "\n" + sources(used) if rows else MISSING + "\n"
+
+
+def stability_table(figures: Figures, dataset: str) -> str:
+    """IDs of a re-fit × share of items whose first codes stayed, and what a generator loses."""
+    start = f"{dataset}.id_stability."
+    names = sorted({n.removeprefix(start).split(".")[0] for n in figures if n.startswith(start)})
+    rows, used = [], []
+    for name in names:
+        depths = [figures.get(f"{start}{name}.kept_depth{depth}") for depth in (1, 2, 3)]
+        used += [figure for figure in depths if figure]
+        row = [name.replace("_", " ")]
+        row += [f"{figure['value']:.1%}" if figure else "–" for figure in depths]
+        for generator in ("causal", "tiger"):
+            figure = figures.get(f"{dataset}.{generator}.ids_{name}.recall@10")
+            lost = figures.get(f"{dataset}.{generator}.ids_{name}_minus_kept.recall@10")
+            used += [f for f in (figure, lost) if f]
+            row += [accuracy_cell(figure, None), signed(lost) if lost else "–"]
+        rows.append(row)
+    header = ["IDs", "first code kept", "first two", "all three"]
+    header += [f"`{g}` {words}" for g in ("causal", "tiger") for words in ("R@10", "minus kept")]
+    return markdown(header, rows) + "\n" + sources(used) if rows else MISSING + "\n"
+
+
+def joint_table(figures: Figures, dataset: str) -> str:
+    """Vectors of each search weight × recall of search and of recommendation."""
+    ends = (".search.recall@10", ".recommendation.recall@10")
+    names = sorted({n.removesuffix(end) for n in figures for end in ends
+                    if n.startswith(f"{dataset}.") and n.endswith(end)})  # fmt: skip
+    rows, used = [], []
+    for name in names:
+        found = [figures.get(f"{name}{end}") for end in ends]
+        used += [figure for figure in found if figure]
+        title = name.removeprefix(f"{dataset}.")
+        rows.append([f"`{title}`", *(accuracy_cell(figure, None) for figure in found)])
+    header = ["vectors", "search R@10", "recommendation R@10"]
+    return markdown(header, rows) + "\n" + sources(used) if rows else MISSING + "\n"
