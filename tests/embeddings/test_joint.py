@@ -138,9 +138,7 @@ def test_training_brings_each_task_its_pairs():
     random = np.random.default_rng(0)
     groups = [random.permutation(4) + 4 * (user % 8) for user in range(80)]
     context = CatalogueContext(items, Histories.from_lists(groups))
-    config = replace(
-        SMALL, num_steps=150, dim=16, learning_rate=0.01, lsa=LsaConfig(min_items=1)
-    )
+    config = replace(SMALL, num_steps=150, dim=16, learning_rate=0.01, lsa=LsaConfig(min_items=1))
 
     def share_of_group(vectors):
         likeness = vectors @ vectors.T - 2 * np.eye(32)
@@ -184,8 +182,12 @@ def test_made_queries_are_runs_of_words_and_do_not_depend_on_other_items():
         assert len(held[row]) == len(set(held[row])) > 3
         assert all(any(f" {q} " in f" {s} " for s in sources) for q in held[row])
         assert max(len(q.split()) for q in held[row]) == 3
-    alone = made_queries(Items(as_ids(["b"]), table[[1]]), per_item=30, max_words=3, seed=0)
-    assert list(alone.texts) == held[1]
+    long = " ".join(f"w{n}" for n in range(200))
+    three = Items(as_ids("abc"), pl.DataFrame({"title": [long] * 3}))
+    few = made_queries(three, per_item=3, max_words=3, seed=0)
+    alone = made_queries(Items(as_ids("b"), three.attributes[[1]]), per_item=3, max_words=3, seed=0)
+    assert list(alone.texts) == [t for t, r in zip(few.texts, few.rows_P, strict=True) if r == 1]
+    assert len(set(few.texts)) == len(few), "each item draws its own"
     assert made_queries(items, per_item=30, max_words=3, seed=1).texts != pairs.texts
 
 
