@@ -4,12 +4,13 @@ Greedy codes take the nearest centroid level by level. A beam keeps the few best
 item instead and returns the best whole code; given codes, all codebooks at once are a least-squares
 problem. Alternating the two lowers the error further than either.
 
-Source:  Babenko & Lempitsky 2014, additive quantisation (CVPR); Liu et al. 2015, arXiv:1509.05195
-         (beam search for residual codes); faiss.ResidualQuantizer does both.
+Source:  Babenko & Lempitsky 2014 (CVPR), additive quantisation; Liu et al. 2015, improved residual
+         vector quantisation (beam search for residual codes); faiss.ResidualQuantizer does both.
 Differs: least squares is pulled towards the codebooks it starts from, so that unused codes stay
          where they are.
 Cost:    beam about W times the greedy cost; refinement O((L V)^3 + N * L * D).
-Shapes:  N points, D width, L levels, V codes of a level, W beam width, U = W * W candidates.
+Shapes:  N points, D width, L levels, V codes of a level, W beam width,
+         U = W * min(W, V) candidates, C codes of all levels.
 """
 
 from __future__ import annotations
