@@ -109,14 +109,16 @@ def test_latents_stay_inside_and_use_the_range(fitted):
     np.testing.assert_array_equal(codes, rounded(latents, fitted.config))
 
 
-def test_the_start_is_spread_whatever_the_scale_of_the_input():
-    points = 1e3 * torch.randn(300, 8, generator=torch.Generator().manual_seed(0)) + 50
-    torch.manual_seed(0)
-    encoder, _ = Fsq.build(FsqConfig(hidden=(16,)), 8)
-    fsq.spread(encoder, points)
-    before = encoder[0](points)
-    torch.testing.assert_close(before.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(before.std(0), torch.full((3,), fsq.SPREAD), atol=1e-3, rtol=0)
+def test_numbers_before_tanh_are_spread_alike_in_training_and_after_it():
+    spread = fsq.Spread(3)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        numbers = 1e3 * torch.randn(200, 3, generator=random) + 50
+        out = spread.train()(numbers)
+    torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.std(0), torch.full((3,), fsq.SPREAD))
+    torch.testing.assert_close(spread.eval()(numbers), out, atol=0.2, rtol=0.1)
+    assert torch.isfinite(spread.train()(numbers[:1])).all(), "a batch of one item has no deviation"
 
 
 def test_levels_of_parallel_codes_do_not_depend_on_each_other():

@@ -12,7 +12,7 @@ Source:  FSQ: Mentzer et al., arXiv:2309.15505. Residual FSQ is ours.
 Differs: cells are equally wide for odd and even L_i, (2 j + 1 - L_i) / L_i in the middle of cell j,
          so that what a level leaves fills the next level's grid exactly; in the paper the outermost
          codes lie at the bound and even L_i shift by half a step. Latent numbers are standardised
-         over the items before tanh, at the start (`spread`).
+         before tanh (`Spread`).
          `parallel` gives every level latent numbers of its own: plain FSQ, no hierarchy.
 Cost:    that of RQ-VAE without its codebooks; a step O(B * (weights + L * V * d)).
 Shapes:  N items, D input width, d numbers a level, Z latent width (d, parallel: L * d), L levels,
@@ -128,7 +128,6 @@ class Fsq(RqVae):
                 nn.Parameter(torch.from_numpy(grid), requires_grad=False) for grid in grids
             )
             model.to(device)
-            spread(encoder, points_ND)
             rng = np.random.default_rng(config.seed)
             train(Objective(model, points_ND, config.training), rng)
         return cls.of(model.cpu().eval(), config, mean_D, deviation_D)  # type: ignore[arg-type]
@@ -139,7 +138,7 @@ class Fsq(RqVae):
     ) -> tuple[nn.Module, nn.Module]:
         """Encoder, bounded by tanh, and decoder for points of this width."""
         encoder, decoder = mlps(config.training, width)
-        return nn.Sequential(encoder, nn.Tanh()), decoder
+        return nn.Sequential(encoder, Spread(config.training.latent), nn.Tanh()), decoder
 
 
 def grid(levels: tuple[int, ...]) -> Floats:
@@ -172,14 +171,30 @@ def codebooks(config: FsqConfig) -> tuple[Floats, ...]:
     return tuple(books)
 
 
-@torch.no_grad()
-def spread(encoder: nn.Module, points_ND: Tensor) -> None:
-    """Standardise what goes into tanh over these items, by the last linear layer."""
-    inner = encoder[0]
-    last = inner[-1]
-    inner.eval()
-    before_NZ = torch.cat([inner(points) for points in points_ND.split(8192)])
-    inner.train()
-    factor_Z = SPREAD / before_NZ.std(dim=0).clamp_min(1e-6)
-    last.weight.mul_(factor_Z[:, None])
-    last.bias.sub_(before_NZ.mean(dim=0)).mul_(factor_Z)
+class Spread(nn.Module):
+    """Every latent number with mean 0 and deviation `SPREAD`: over the batch in training, later
+    by the running moments of training. Keeps tanh out of its flat ends, where codes would die.
+    """
+
+    mean_Z: Tensor
+    deviation_Z: Tensor
+    steps_1: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_Z", torch.zeros(width))
+        self.register_buffer("deviation_Z", torch.ones(width))
+        self.register_buffer("steps_1", torch.zeros(1))
+
+    def forward(self, numbers_BZ: Tensor) -> Tensor:
+        """The numbers, standardised (B, Z)."""
+        mean_Z, deviation_Z = self.mean_Z, self.deviation_Z
+        if self.training and len(numbers_BZ) > 1:
+            numbers_BZ = numbers_BZ.float()
+            mean_Z, deviation_Z = numbers_BZ.mean(0), numbers_BZ.std(0).clamp_min(1e-6)
+            with torch.no_grad():
+                self.steps_1 += 1
+                rate = max(0.1, 1 / self.steps_1.item())
+                self.mean_Z.lerp_(mean_Z, rate)
+                self.deviation_Z.lerp_(deviation_Z, rate)
+        return SPREAD * (numbers_BZ - mean_Z) / deviation_Z
