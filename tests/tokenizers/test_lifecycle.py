@@ -8,8 +8,10 @@ import polars as pl
 import pytest
 
 from sidrec.errors import DataError
+from sidrec.testing.tiny_catalogue import small_config
 from sidrec.testing.tokenizers import tiny_vectors
 from sidrec.tokenizers import lifecycle
+from sidrec.tokenizers.coba_rqvae import CobaRqVae, CobaRqVaeConfig
 from sidrec.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
 from sidrec.types import CatalogueContext, Histories, Items, ItemVectors, SemanticIds, as_ids
 
@@ -104,6 +106,18 @@ def test_a_relabelled_tokenizer_writes_the_relabelled_ids():
         speaking.decode(speaking.encode(vectors).codes), fresh.decode(fresh.encode(vectors).codes)
     )
     assert found.report.kept_relabelled[0] >= found.report.kept[0]
+
+
+def test_counts_of_use_follow_their_codes_when_a_tokenizer_is_relabelled():
+    points_ND = np.random.default_rng(0).standard_normal((90, 8)).astype(np.float32)
+    vectors = ItemVectors(as_ids(f"i{row}" for row in range(90)), points_ND)
+    settings = small_config(CobaRqVaeConfig, balanced_assignment=True, delta_max=0.9)
+    tokenizer = CobaRqVae.fit(vectors, settings)
+    ids = tokenizer.encode(vectors)
+    old = ids_of(3 - ids.codes, ids.num_codes, ids.item_ids)  # every level numbered backwards
+    speaks_old = lifecycle.migration(old, ids).apply_to(tokenizer)
+    assert np.ptp(tokenizer.activations[0]) > 0
+    np.testing.assert_array_equal(speaks_old.encode(vectors).codes, old.codes)
 
 
 def test_the_version_follows_ids_and_not_the_order_of_rows():

@@ -35,7 +35,8 @@ from sidrec.types import Floats, Ints, SemanticIds
 
 MAP_FILE = "item_map.parquet"
 REPORT_FILE = "churn.json"
-CODEBOOK = "codebook."
+PER_CODE = ("codebook.", "activations.")
+"""Names of arrays with a row for every code, one array a level; codebooks first."""
 CODES = "codes"
 
 
@@ -117,15 +118,16 @@ class Migration:
     def apply_to(self, tokenizer: T) -> T:
         """The new tokenizer, speaking the old codes. DataError where it has no codebooks."""
         arrays = tokenizer.arrays()
-        names = [f"{CODEBOOK}{level}" for level in range(len(arrays))]
-        names = [name for name in names if name in arrays]
-        if not names:
+        if f"{PER_CODE[0]}0" not in arrays:
             raise DataError(
-                f"{type(tokenizer).__name__} has no codebooks to reorder; rename its IDs with "
-                "Migration.apply instead"
+                f"{type(tokenizer).__name__} has no codebooks to reorder; fit it without a parent, "
+                "or rename its IDs with Migration.apply"
             )
-        books = self.apply_to_codebooks([arrays[name] for name in names])
-        arrays |= dict(zip(names, books, strict=True))
+        for kind in PER_CODE:
+            names = [f"{kind}{level}" for level in range(len(arrays))]
+            names = [name for name in names if name in arrays]
+            rows = self.apply_to_codebooks([arrays[name] for name in names])
+            arrays |= dict(zip(names, rows, strict=True))
         if CODES in arrays:  # of items that keep the codes of their fit
             arrays[CODES] = renamed(arrays[CODES], self.relabel).astype(arrays[CODES].dtype)
         return type(tokenizer).from_arrays(tokenizer.config, arrays, tokenizer.state())  # type: ignore[attr-defined]
