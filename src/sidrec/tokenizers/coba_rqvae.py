@@ -9,6 +9,7 @@ Differs: H is divided by its mean length relative to X, and items without neighb
          too, keep their vectors; by eq. 4 they would shrink to `own` of their length.
          delta and mu are in units of the mean squared distance between the rows of a codebook,
          taken anew every step without gradient. Activations are decayed counts, one a level.
+         The commitment term weighs `beta`, as in `rqvae`; in eq. 9 it weighs 1.
          Final codes are plainly nearest unless `balanced_assignment`. Weights, window and hops
          are not published: see the defaults.
 Cost:    that of `rqvae`, plus O(L * V^2 * Z) a step; the graph takes seconds. A fitted one keeps
@@ -63,11 +64,11 @@ class CobaRqVaeConfig(RqVaeConfig):
     """K, how far vectors spread."""
     window: int = 5
     """Two items co-occur when at most this many events apart in a history; 0: anywhere in it."""
-    uniformity: float = 1.0
+    uniformity: float = 0.1
     """Weight of the term that pushes close codebook rows apart; 0 leaves it out."""
-    delta: float = 0.5
+    delta: float = 0.1
     """Rows closer than this are pushed; 1 is the mean squared distance of a codebook's rows."""
-    mu: float = 2.0
+    mu: float = 10.0
     """How fast the push fades with distance, in the same unit."""
     delta_max: float = 0.5
     """Most that use can change a distance, as a share of it, below 1; 0 leaves use out."""
