@@ -64,11 +64,11 @@ class CobaRqVaeConfig(RqVaeConfig):
     """K, how far vectors spread."""
     window: int = 5
     """Two items co-occur when at most this many events apart in a history; 0: anywhere in it."""
-    uniformity: float = 0.1
+    uniformity: float = 1.0
     """Weight of the term that pushes close codebook rows apart; 0 leaves it out."""
-    delta: float = 0.1
+    delta: float = 0.5
     """Rows closer than this are pushed; 1 is the mean squared distance of a codebook's rows."""
-    mu: float = 10.0
+    mu: float = 2.0
     """How fast the push fades with distance, in the same unit."""
     delta_max: float = 0.5
     """Most that use can change a distance, as a share of it, below 1; 0 leaves use out."""
