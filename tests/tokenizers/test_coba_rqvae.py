@@ -174,7 +174,7 @@ def test_uniformity_sums_ordered_close_pairs_of_squared_distances():
 def test_delta_and_mu_do_not_depend_on_the_scale_of_the_codebooks():
     losses = []
     for scale in (1.0, 1e3):
-        objective = objective_of(CobaRqVaeConfig(**FEW, delta=1.2))
+        objective = objective_of(CobaRqVaeConfig(**FEW, uniformity=1.0, delta=1.2, mu=2.0))
         with torch.no_grad():
             for book in objective.model.books:
                 book.mul_(scale)
