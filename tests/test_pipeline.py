@@ -12,6 +12,7 @@ from sidrec import config, pipeline, plan, recipe
 from sidrec.errors import ConfigError, DataError
 from sidrec.evaluation import Report
 from sidrec.tokenizers.lifecycle import churn
+from sidrec.tokenizers.residual_kmeans import ResidualKMeans
 
 
 def events_of(run):
@@ -52,6 +53,23 @@ def test_a_changed_setting_redoes_its_stage_and_what_follows_only(tiny):
     seen = events_of(lambda e: pipeline.fit(None, changed, run_dir=tiny.run_dir, on_event=e))
     done = dict(reversed(seen))
     assert done["embeddings lsa"] == done["tokenizers residual_kmeans"] == "already done"
+    assert done["generators causal"] == "fitting"
+
+
+def test_a_tokenizer_that_names_items_otherwise_leaves_no_model_of_the_old_ids(tiny, monkeypatch):
+    settings = replace(
+        recipe.load_config(tiny.recipe), scorers=(), hybrid=recipe.HybridConfig(members=())
+    )
+    encode = ResidualKMeans.encode
+
+    def other(self, vectors):
+        ids = encode(self, vectors)
+        return replace(ids, codes=np.roll(ids.codes, 1, axis=0))
+
+    monkeypatch.setattr(ResidualKMeans, "encode", other)
+    seen = events_of(lambda e: pipeline.fit(None, settings, run_dir=tiny.run_dir, on_event=e))
+    done = dict(reversed(seen))
+    assert done["tokenizers residual_kmeans"] == "already done"
     assert done["generators causal"] == "fitting"
 
 

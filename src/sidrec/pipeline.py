@@ -337,13 +337,11 @@ class _Fit:
 
     @cached_property
     def ids_key(self) -> str:
-        """Key of the IDs and of all that models see: the data, the split, the vectors."""
-        policy = self.settings.collisions
+        """Key of all that models see: the data, the split, the vectors, and the IDs as they are,
+        so that a tokenizer whose code changed cannot leave a model with other IDs behind.
+        """
         return artifact.value_hash(
-            self.dataset.content_hash,
-            self.split.rule,
-            self.tokenizer[1],
-            policy.name if policy.config is None else config.to_dict(policy),
+            self.dataset.content_hash, self.split.rule, self.tokenizer[1], ids_version(self.ids)
         )
 
     @cached_property
