@@ -51,7 +51,7 @@ class FsqConfig:
 
     method_name: ClassVar[str] = "fsq"
 
-    levels: tuple[int, ...] = (8, 6, 5)
+    levels: tuple[int, ...] = (3, 3, 3, 3, 3)
     """L_i, the cells of each latent number at one level of the ID; a level has as many codes as
     their product."""
     num_levels: int = 3
