@@ -165,6 +165,23 @@ def test_a_signal_saves_says_how_to_go_on_and_gives_the_handlers_back(tmp_path, 
     assert steps[0] == 8 and weights(resumed) == weights(whole)
 
 
+def test_a_signal_in_the_last_step_ends_the_program_too_and_loses_nothing(tmp_path):
+    steps = []
+    whole, expected = run(on_event=lambda e: steps.append(e.step))
+
+    sent = []
+
+    def on_event(event):
+        if event.step == steps[-1] and not sent:
+            sent.append(True)  # a second signal would act at once
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(ServiceError, match="interrupted by SIGTERM"):
+        run(run_dir=tmp_path, on_event=on_event)
+    again, found = run(run_dir=tmp_path)
+    assert weights(again) == weights(whole) and found.metrics == expected.metrics
+
+
 def test_a_finished_run_gives_its_weights_and_result_at_once(tmp_path):
     model, result = run(run_dir=tmp_path)
 

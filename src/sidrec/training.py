@@ -185,13 +185,15 @@ class _Run:
                 self.run_validation(self.validate)
                 if config.patience and progress.stale >= config.patience:
                     over = over or "patience"
+            stop_asked = stop_asked or (self.team.size == 1 and bool(self.interruption.received))
             if over:
                 self.finish(over)
-            elif stop_asked or (self.team.size == 1 and self.interruption.received):
+            elif (
+                stop_asked or time.perf_counter() - self.saved_at >= config.checkpoint_every_seconds
+            ):
                 self.save()
+            if stop_asked:  # also where it came in the last step: what follows must not run
                 self.say_interrupted()
-            elif time.perf_counter() - self.saved_at >= config.checkpoint_every_seconds:
-                self.save()
         known = {f: getattr(progress, f) for f in TrainResult.__dataclass_fields__}
         return TrainResult(**known)
 
