@@ -18,7 +18,7 @@ Differs: cut points, l0, both weights, the extra codewords and their start are o
          the head's codeword nearest to the residual, also where an extra one was chosen; the
          decoder goes on learning in stage 2 and repeats head codes (`replay`) lest it forget them.
          Without a context all items are one group, which is plain RQ-VAE.
-Cost:    the steps of RQ-VAE at equal `epochs`, those of stage 2 with one more encoder pass (drift)
+Cost:    at most the steps of RQ-VAE at equal `epochs`, those of stage 2 with one more encoder pass (drift)
          and one more decoder pass (replay); one more encoder and the head's codebooks to store.
 Shapes:  N items, D input width, Z latent width, L levels, V codes of a level, B batch.
 """
@@ -60,7 +60,9 @@ TRACED_ITEMS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class AcrqConfig(RqVaeConfig):
-    """Settings of `Acrq`, over those of RQ-VAE. Every group gets `epochs` passes over its items."""
+    """Settings of `Acrq`, over those of RQ-VAE: `epochs` passes over the head; the stages of the
+    rest, torso and then torso with tail, share as many.
+    """
 
     method_name: ClassVar[str] = "acrq"
 
