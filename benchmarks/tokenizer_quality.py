@@ -33,10 +33,11 @@ from sidrec.cli import output
 from sidrec.data import load_named, split
 from sidrec.embeddings.cache import fit_embed
 from sidrec.evaluation import Report, average_seeds, compare
+from sidrec.evaluation.strata import by_training_count
 from sidrec.pipeline import evaluate_systems, fit
 from sidrec.recipe import COLLISIONS, TOKENIZER, HybridConfig, RunConfig, default_config
 from sidrec.tokenizers.health import health
-from sidrec.types import CatalogueContext, Dataset, ItemVectors, Split
+from sidrec.types import Bools, CatalogueContext, Dataset, Ints, ItemVectors, Split
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 BASELINES = ("residual_kmeans", "rqvae")
@@ -119,11 +120,23 @@ def figures_of_ids(
         "largest_group": found.largest_group,
         "mean_length": float(lengths_N.mean()),
     }
+    events_N = parts.train_counts_N()
+    sharing_N = shares_its_id(ids.codes)
+    for group, chosen_N in by_training_count(np.arange(len(vectors)), events_N).items():
+        if chosen_N.any():
+            figures[f"{group}.mean_length"] = float(lengths_N[chosen_N].mean())
+            figures[f"{group}.collision_share"] = float(sharing_N[chosen_N].mean())
     for level, part in enumerate(found.levels, 1):
         figures[f"entropy_level_{level}"] = part.entropy_nats
         if part.reconstruction_error_ratio is not None:
             figures[f"reconstruction_error_level_{level}"] = part.reconstruction_error_ratio
     return figures
+
+
+def shares_its_id(codes_NL: Ints) -> Bools:
+    """(N,) whether another item has the same codes."""
+    _, groups_N, sizes_G = np.unique(codes_NL, axis=0, return_inverse=True, return_counts=True)
+    return sizes_G[groups_N] > 1
 
 
 def vectors_of(dataset: Dataset, parts: Split, settings: RunConfig, folder: Path) -> ItemVectors:

@@ -33,5 +33,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "sarq_keep": ("sarq", {}, "keep"),
     "sarq_unweighted": ("sarq", {"weighted": False}, "reassign"),
     "residual_kmeans_keep": ("residual_kmeans", {}, "keep"),
+    "residual_kmeans_sizes": ("residual_kmeans", {"num_codes": [512, 256, 128]}, "reassign"),
 }
 """Name -> method, settings, collision policy: ablations and options beside the defaults."""
