@@ -120,7 +120,7 @@ def figures_of_ids(
         "largest_group": found.largest_group,
         "mean_length": float(lengths_N.mean()),
     }
-    events_N = parts.train_counts_N()
+    events_N = parts.train_counts_N
     sharing_N = shares_its_id(ids.codes)
     for group, chosen_N in by_training_count(np.arange(len(vectors)), events_N).items():
         if chosen_N.any():
