@@ -8,12 +8,26 @@ Shapes: B requests, W beams, L levels, V codes of a level, N items, T history le
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from sidrec.types import CatalogueContext, HistoryBatch, Items, ItemVectors, SemanticIds
+    from sidrec.decoding.prefix_index import PrefixIndex
+    from sidrec.fitted import Fitted
+    from sidrec.types import (
+        Bools,
+        Candidates,
+        CatalogueContext,
+        Examples,
+        HistoryBatch,
+        Ints,
+        Items,
+        ItemVectors,
+        SemanticIds,
+    )
 
 
 class Embedder(Protocol):
@@ -49,7 +63,10 @@ class Tokenizer(Protocol):
 
 
 class Generator(Protocol):
-    """Histories to a distribution over the next semantic ID. An `nn.Module`."""
+    """Histories to a distribution over the next semantic ID. An `nn.Module`.
+
+    One that is not to be searched by a beam offers `search` too; see `decoding.search`.
+    """
 
     config_class: ClassVar[type]
     num_codes: tuple[int, ...]
@@ -98,4 +115,78 @@ class Scorer(Protocol):
 
     def scores(self, batch: HistoryBatch) -> Tensor:
         """(B, N) float32, higher is better; any real scale."""
+        ...
+
+
+class Systems(Protocol):
+    """What a retriever may ask of the bundle it belongs to; a `Recommender` is one."""
+
+    items: Items
+    train_counts_N: Ints
+    vectors: ItemVectors
+    ids: SemanticIds
+    tokenizer: Fitted
+    generator: Fitted
+    scorers: Mapping[str, Fitted]
+    beam_width: int
+    renormalise: bool
+    device: torch.device
+
+    @property
+    def index(self) -> PrefixIndex:
+        """The prefix tree of the catalogue."""
+        ...
+
+    @property
+    def weights_N(self) -> Tensor | None:
+        """What divides the probability of a shared ID; None where every item has its own."""
+        ...
+
+    def generate(
+        self,
+        batch: HistoryBatch,
+        k: int,
+        exclude: Sequence[Ints] | None = None,
+        keep_N: Bools | None = None,
+    ) -> Candidates:
+        """The k best items of the generator alone with their log-probabilities."""
+        ...
+
+    def scores(self, system: str, batch: HistoryBatch) -> Tensor:
+        """(B, N) scores of a scorer; −inf for items it has never heard of."""
+        ...
+
+    def max_length(self, system: str) -> int:
+        """Longest history that a system reads."""
+        ...
+
+
+class Retriever(Protocol):
+    """A system that answers from the other systems of a bundle: generate, then compare.
+
+    It learns no weights: what it chooses on validation are fields of its config, and the bundle
+    saves that config alone.
+    """
+
+    config_class: ClassVar[type]
+    max_length: int
+    """Longest history that the systems it asks read."""
+
+    @classmethod
+    def build(cls, systems: Systems, config: Any) -> Self:
+        """Ready to answer. DataError where the bundle lacks what it needs."""
+        ...
+
+    def tuned(self, examples: Examples, on_batch: Callable[[int, int], None] | None = None) -> Any:
+        """Its config with every open choice (a field that is None) made on these questions."""
+        ...
+
+    def answer(
+        self,
+        batch: HistoryBatch,
+        k: int,
+        exclude: Sequence[Ints] | None = None,
+        keep_N: Bools | None = None,
+    ) -> Candidates:
+        """The k best items that the rules leave, best first; −1 where fewer exist."""
         ...

@@ -51,6 +51,10 @@ METHODS: dict[str, dict[str, str]] = {
         "dense": "sidrec.scorers.dense:Dense",
         "content_knn": "sidrec.scorers.content_knn:ContentKnn",
     },
+    "retrievers": {
+        "mixture": "sidrec.retrieval.mixture:Mixture",
+        "feedback": "sidrec.retrieval.feedback:Feedback",
+    },
 }
 
 

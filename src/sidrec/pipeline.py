@@ -26,10 +26,11 @@ import numpy as np
 from torch import nn
 
 from sidrec import __version__, artifact, config, methods
+from sidrec.bundle import load_ids
 from sidrec.config import Method
 from sidrec.data import split
-from sidrec.decoding.beam import beam_search
 from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.decoding.search import search
 from sidrec.embeddings.cache import content_key, fit_embed
 from sidrec.errors import ConfigError, DataError
 from sidrec.evaluation import EvaluationContext, Report, evaluate, rank_all, table
@@ -38,7 +39,7 @@ from sidrec.evaluation.metrics import ndcg
 from sidrec.fitted import Fitted
 from sidrec.processes import choose_device
 from sidrec.recipe import RunConfig, default_config, describe, read_data
-from sidrec.recommender import Recommender, load_ids, popularity_weights
+from sidrec.recommender import Recommender, popularity_weights
 from sidrec.retrieval.fusion import Hybrid, tune_weights
 from sidrec.tokenizers.health import require_alive
 from sidrec.tokenizers.lifecycle import churn, ids_version, migration
@@ -372,7 +373,30 @@ class _Fit:
             },
             device=self.device,
         )
+        fitted = replace(fitted, retrievers=self.retrievers(fitted))
         return replace(fitted, hybrid=self.tuned(fitted)) if settings.hybrid.members else fitted
+
+    def retrievers(self, fitted: Recommender) -> tuple[Method, ...]:
+        """The configured retrievers with their choices made on the validation questions."""
+        tuned = []
+        for chosen in self.settings.retrievers:
+            stage = f"tune {chosen.name}"
+            self.on_event({"stage": stage, "message": f"{len(self.validation):,} questions"})
+            retriever = methods.resolve("retrievers", chosen.name).build(fitted, chosen.config)
+            found = retriever.tuned(
+                self.validation,
+                lambda done, total, stage=stage: self.on_event(
+                    {"stage": stage, "done": done, "total": total}
+                ),
+            )
+            tuned.append(replace(chosen, config=found))
+            shown = ", ".join(
+                f"{name} {value}"
+                for name, value in config.to_dict(found).items()
+                if getattr(chosen.config, name) != value
+            )
+            self.on_event({"stage": stage, "finished": True, "message": shown or "as configured"})
+        return tuple(tuned)
 
     def tuned(self, fitted: Recommender) -> Hybrid:
         """The fusion with its weights chosen on the validation questions."""
@@ -497,11 +521,11 @@ class _Fit:
         return float(ndcg(ranked.better_Q, ranked.tied_Q, 10).mean())
 
     def searcher(self, generator: Any) -> Callable[..., Candidates]:
-        """Beam search of a generator in training, narrow enough to run every epoch."""
+        """The search of a generator in training, narrow enough to run every epoch."""
         index, width = self.index, min(self.settings.decoding.beam_width, VALIDATION_BEAM)
         decoding = self.settings.decoding
         weights_N = popularity_weights(index, self.split.train_counts_N)
-        return lambda batch, k, seen: beam_search(
+        return lambda batch, k, seen: search(
             generator,
             batch.to(self.device),
             index,

@@ -52,6 +52,7 @@ TOKENIZER = Stage("tokenizers")
 COLLISIONS = Stage("collisions")
 GENERATOR = Stage("generators", training_of)
 SCORER = Stage("scorers", training_of)
+RETRIEVER = Stage("retrievers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +112,8 @@ class HybridConfig:
     """Fusion of several systems into one; their weights are chosen on validation."""
 
     members: tuple[str, ...] = ("generator", "sasrec", "dense", "transition_graph")
-    """The generator and names of configured scorers; [] for no hybrid. Where the whole section is
-    left as it is, members whose scorer is not configured are left out."""
+    """The generator and names of configured scorers and retrievers; [] for no hybrid. Where the
+    whole section is left as it is, members whose scorer is not configured are left out."""
     pool: int = 100
     """Best items that each member brings into the pool. Scorers score all of it; what the generator
     did not find counts as its worst."""
@@ -175,6 +176,8 @@ class RunConfig:
         )
     )
     """Systems that score every item: baselines, and the other half of the hybrid."""
+    retrievers: tuple[Annotated[Method, RETRIEVER], ...] = ()
+    """Systems that answer from the generator and the scorers: generate, then compare."""
     hybrid: HybridConfig = HybridConfig()
     """Generator and scorer together."""
     decoding: DecodingConfig = DecodingConfig()
@@ -187,18 +190,21 @@ class RunConfig:
             raise ConfigError(f"least_code_use must be in [0, 1], got {self.least_code_use}")
         if isinstance(self.collisions, str):  # its name alone, as recipes may write it
             object.__setattr__(self, "collisions", config.method(COLLISIONS, self.collisions))
-        names = [scorer.name for scorer in self.scorers]
+        names = [chosen.name for chosen in (*self.scorers, *self.retrievers)]
         if len(set(names)) < len(names):
-            raise ConfigError(f"scorers must be different methods, got {names}")
+            raise ConfigError(f"scorers and retrievers must be different methods, got {names}")
+        if self.generator.name in names:
+            raise ConfigError(
+                f"the systems of a bundle need different names, got {self.generator.name!r} twice: "
+                "as the generator, and among scorers and retrievers"
+            )
         if self.hybrid == HybridConfig():  # untouched: those of its members that there are
             members = tuple(m for m in self.hybrid.members if m in ("generator", *names))
             members = members if len(members) > 1 else ()
             object.__setattr__(self, "hybrid", replace(self.hybrid, members=members))
         for member in self.hybrid.members:
             if member not in ("generator", *names):
-                raise ConfigError(
-                    f"hybrid.members names {member!r}; have 'generator' and the scorers {names}"
-                )
+                raise ConfigError(f"hybrid.members names {member!r}; have 'generator' and {names}")
         if len(self.hybrid.members) == 1 or len(set(self.hybrid.members)) < len(
             self.hybrid.members
         ):

@@ -4,8 +4,6 @@ Everything needed to answer for any history over the catalogue, and nothing abou
 trained on. Outside ids come in and go out; inside are catalogue rows. Asking changes nothing, so
 several threads may share one recommender; `add_items` returns a new one.
 
-Layout:   bundle/{manifest.json, arrays.safetensors, items.parquet, semantic_ids.parquet,
-          embedding/, tokenizer/, generator/, scorer_<name>/}
 Cost:     loading: one SHA-256 pass, plus the index (well under a second for 100 k items).
 Shapes:   B requests, N items, M new items, D width, L levels, K returned items.
 """
@@ -22,17 +20,19 @@ import numpy as np
 import polars as pl
 import torch
 
-from sidrec import artifact, config, explore, filters
-from sidrec.config import Method, Stage
-from sidrec.decoding.beam import beam_search
+from sidrec import bundle, explore, filters, methods
+from sidrec.bundle import serving_context
+from sidrec.config import Method
+from sidrec.contracts import Retriever
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
-from sidrec.errors import ArtifactError, ConfigError, DataError
-from sidrec.evaluation.protocol import top_rows
+from sidrec.decoding.search import search
+from sidrec.errors import ConfigError, DataError
 from sidrec.fitted import Fitted, grow, nearest_items
 from sidrec.processes import choose_device
 from sidrec.retrieval.fusion import Hybrid, Member, fuse, generator_member, scorer_member
 from sidrec.retrieval.new_items import reserved, with_new_items
+from sidrec.retrieval.top_items import top_items
 from sidrec.tokenizers.collisions import assign_new
 from sidrec.tokenizers.health import Health
 from sidrec.tokenizers.lifecycle import ids_version
@@ -40,7 +40,6 @@ from sidrec.types import (
     PAD,
     Bools,
     Candidates,
-    CatalogueContext,
     Histories,
     HistoryBatch,
     Ints,
@@ -50,7 +49,6 @@ from sidrec.types import (
     as_ids,
 )
 
-KIND = "bundle"
 BLOCK_REQUESTS = 512
 """Requests answered at once."""
 POPULAR = "popularity"
@@ -74,6 +72,8 @@ class Recommender:
     hybrid: Hybrid | None
     beam_width: int
     renormalise: bool
+    retrievers: tuple[Method, ...] = ()
+    """Systems that answer from the others, as they are configured."""
     length_penalty: float = 0.0
     """Rank the generator's IDs by score / symbols^penalty; see `decoding.beam`."""
     new_item_share: float = 0.0
@@ -93,7 +93,15 @@ class Recommender:
     def systems(self) -> list[str]:
         """Names that `system` takes, the default first."""
         fused = ["hybrid"] if self.hybrid else []
-        return [*fused, self.generator.name, *self.scorers]
+        return [*fused, self.generator.name, *self.retrieving, *self.scorers]
+
+    @cached_property
+    def retrieving(self) -> dict[str, Retriever]:
+        """The retrievers, ready to be asked, by name."""
+        return {
+            chosen.name: methods.resolve("retrievers", chosen.name).build(self, chosen.config)
+            for chosen in self.retrievers
+        }
 
     @cached_property
     def ids_version(self) -> str:
@@ -216,6 +224,8 @@ class Recommender:
         if system == "hybrid" and self.hybrid:
             members = [self.member(name) for name in self.hybrid.members]
             return fuse(members, self.hybrid, batch, k, exclude=exclude, keep_N=keep_N)
+        if system in self.retrieving:
+            return self.retrieving[system].answer(batch, k, exclude, keep_N)
         return top_items(self.scores(system, batch), k, exclude, keep_N)
 
     def generate(
@@ -227,14 +237,14 @@ class Recommender:
         *,
         length_penalty: float | None = None,
     ) -> Candidates:
-        """Beam search of the generator alone, rules inside the search.
+        """The generator alone, rules inside its search.
 
         Items that share an ID divide its probability in proportion to training events + 1.
         """
         rules = None
         if keep_N is not None or exclude is not None:
             rules = Rules(keep_N=keep_N, exclude=exclude)
-        return beam_search(
+        return search(
             self.generator.value,
             batch.last(self.generator.value.max_length),
             self.index,
@@ -248,9 +258,11 @@ class Recommender:
 
     def member(self, name: str) -> Member:
         """One system in the form that fusion asks."""
-        if name != self.generator.name:
-            return scorer_member(lambda batch: self.scores(name, batch))
-        return generator_member(partial(self.generate, length_penalty=0.0))
+        if name == self.generator.name:
+            return generator_member(partial(self.generate, length_penalty=0.0))
+        if name in self.retrieving:
+            return generator_member(self.retrieving[name].answer)
+        return scorer_member(lambda batch: self.scores(name, batch))
 
     @torch.inference_mode()
     def scores(self, system: str, batch: HistoryBatch) -> torch.Tensor:
@@ -269,6 +281,8 @@ class Recommender:
             return max(self.max_length(name) for name in self.hybrid.members)
         if system == self.generator.name:
             return int(self.generator.value.max_length)
+        if system in self.retrieving:
+            return self.retrieving[system].max_length
         fitted = self.scorers.get(system)
         return 1 if fitted is None else int(fitted.value.max_length)
 
@@ -389,40 +403,7 @@ class Recommender:
 
     def save(self, path: str | Path) -> str:
         """Write the bundle as the directory `path`, whole or not at all; return its hash."""
-        with artifact.atomic_directory(path) as folder:
-            attributes = self.items.attributes
-            ids = pl.Series("item_id", self.items.item_ids.tolist(), dtype=pl.String)
-            attributes.with_columns(ids).write_parquet(folder / "items.parquet")
-            codes = pl.Series("codes", self.ids.codes.tolist(), dtype=pl.List(pl.Int64))
-            pl.DataFrame([ids, codes]).write_parquet(folder / "semantic_ids.parquet")
-            self.embedding.save(folder / "embedding")
-            self.tokenizer.save(folder / "tokenizer")
-            self.generator.save(folder / "generator")
-            for name, fitted in self.scorers.items():
-                fitted.save(folder / f"scorer_{name}")
-            state = {
-                "num_codes": list(self.ids.num_codes),
-                "views": [list(view) for view in self.vectors.views],
-                "collisions": config.to_dict(self.collisions),
-                "scorers": list(self.scorers),
-                "hybrid": self.hybrid.to_dict() if self.hybrid else None,
-                "beam_width": self.beam_width,
-                "renormalise": self.renormalise,
-                "length_penalty": self.length_penalty,
-                "new_item_share": self.new_item_share,
-                "ids_version": self.ids_version,
-                "provenance": dict(self.provenance),
-            }
-            arrays = {"vectors": self.vectors.vectors, "train_counts": self.train_counts_N}
-            parents = {"ids": self.ids_parent} if self.ids_parent else {}
-            return artifact.seal(
-                folder,
-                kind=KIND,
-                arrays=arrays,
-                config=dict(self.settings),
-                state=state,
-                parents=parents,
-            )
+        return bundle.save(self, path)
 
     # ---------------------------------------------------------------- pieces
 
@@ -508,79 +489,7 @@ SCHEMA: dict[str, Any] = {
 
 def load(path: str | Path, *, device: str = "auto") -> Recommender:
     """The recommender that `save` wrote, every byte checked against the manifest's hashes."""
-    bundle = artifact.load(path, kind=KIND)
-    try:
-        table = pl.read_parquet(bundle.path / "items.parquet")
-        state, ids = bundle.state, ids_of(bundle)
-        items = Items(as_ids(table["item_id"]), table)
-        vectors = ItemVectors(
-            items.item_ids,
-            bundle.arrays["vectors"],
-            tuple((str(name), int(width)) for name, width in state["views"]),
-        )
-        context = serving_context(items, vectors, ids)
-        where = choose_device(device)
-        policy = state["collisions"]
-        policy = {"name": policy} if isinstance(policy, str) else policy  # a name in older bundles
-
-        def fitted(name: str) -> Fitted:
-            found = Fitted.load(artifact.load_nested(bundle, name), context)
-            if isinstance(found.value, torch.nn.Module):
-                found.value.to(where)
-            return found
-
-        return Recommender(
-            items=items,
-            train_counts_N=bundle.arrays["train_counts"],
-            vectors=vectors,
-            ids=ids,
-            embedding=fitted("embedding"),
-            tokenizer=fitted("tokenizer"),
-            collisions=config.method(Stage("collisions"), **policy),
-            generator=fitted("generator"),
-            scorers={name: fitted(f"scorer_{name}") for name in state["scorers"]},
-            hybrid=None if state["hybrid"] is None else Hybrid(**state["hybrid"]),
-            beam_width=state["beam_width"],
-            renormalise=state["renormalise"],
-            length_penalty=state.get("length_penalty", 0.0),
-            new_item_share=state.get("new_item_share", 0.0),
-            ids_parent=bundle.parents.get("ids"),
-            settings=bundle.config,
-            provenance=state["provenance"],
-            device=where,
-        )
-    except (KeyError, TypeError, pl.exceptions.PolarsError) as error:
-        raise ArtifactError(f"{path} is not a complete bundle: {error!r}") from error
-
-
-def load_ids(path: str | Path) -> SemanticIds:
-    """The semantic IDs of a bundle, their version checked; no model is read."""
-    bundle = artifact.load(path, kind=KIND)
-    try:
-        return ids_of(bundle)
-    except (KeyError, TypeError, pl.exceptions.PolarsError) as error:
-        raise ArtifactError(f"{path} is not a complete bundle: {error!r}") from error
-
-
-def ids_of(bundle: artifact.Artifact) -> SemanticIds:
-    """The IDs in an opened bundle. ArtifactError where they are not of the version it names."""
-    table = pl.read_parquet(bundle.path / "semantic_ids.parquet")
-    num_codes = tuple(int(v) for v in bundle.state["num_codes"])
-    codes_NL = np.array(table["codes"].to_list(), dtype=np.int64).reshape(-1, len(num_codes))
-    ids = SemanticIds(as_ids(table["item_id"]), codes_NL, num_codes)
-    named, found = bundle.state.get("ids_version"), ids_version(ids)
-    if named not in (None, found):  # bundles before 0.2 name none
-        raise ArtifactError(
-            f"{bundle.path} names semantic IDs of version {str(named)[:12]}…, its file holds "
-            f"{found[:12]}…; the models beside it speak other IDs, copy the whole bundle again"
-        )
-    return ids
-
-
-def serving_context(items: Items, vectors: ItemVectors, ids: SemanticIds) -> CatalogueContext:
-    """What models are rebuilt from: the catalogue, and no one's history."""
-    nobody = Histories(np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
-    return CatalogueContext(items, nobody, vectors, ids)
+    return Recommender(**bundle.parts(path, choose_device(device)))
 
 
 def popularity_weights(index: PrefixIndex, train_counts_N: Ints) -> torch.Tensor | None:
@@ -598,20 +507,3 @@ def items_of(table: pl.DataFrame) -> Items:
             f"{table.columns}"
         )
     return Items(as_ids(table["item_id"]), table)
-
-
-def top_items(
-    scores_BN: torch.Tensor,
-    k: int,
-    exclude: Sequence[Ints] | None = None,
-    keep_N: Bools | None = None,
-) -> Candidates:
-    """The k best of every row of scores that the rules leave; ties by lowest row."""
-    scores_BN = scores_BN.float().clone()
-    if keep_N is not None:
-        scores_BN[:, torch.from_numpy(~keep_N)] = -torch.inf
-    for row, rows in enumerate(exclude or ()):
-        scores_BN[row, torch.from_numpy(np.asarray(rows))] = -torch.inf
-    rows_BK = top_rows(scores_BN, min(k, scores_BN.shape[1]))
-    kept_BK = scores_BN.gather(1, rows_BK.clamp_min(0)).masked_fill(rows_BK == PAD, -torch.inf)
-    return Candidates(rows_BK.cpu().numpy(), kept_BK.cpu().numpy())

@@ -20,7 +20,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Print how many items keep each prefix of their ID, and write the map from old IDs to new."""
-    from sidrec.recommender import load_ids
+    from sidrec.bundle import load_ids
     from sidrec.tokenizers.lifecycle import migration
 
     found = migration(*(load_ids(options.bundle_path(path)) for path in (old, new)))

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from sidrec.errors import ConfigError
+from sidrec.retrieval.top_items import listed
 from sidrec.types import PAD, Bools, Candidates, Examples, HistoryBatch, Ints
 
 Rule = Literal["log_probs", "z_scores", "reciprocal_rank"]
@@ -208,7 +209,7 @@ def pooled(
     log-probabilities (M, B, P) float64 under each member, −inf where unknown or no item.
     """
     opinions = [member(batch, pool, exclude, keep_N) for member in members]
-    rows_BP = _union([opinion.rows_BK for opinion in opinions])
+    rows_BP = union([opinion.rows_BK for opinion in opinions])
     real_BP = rows_BP != PAD
     log_probs_MBP = torch.full((len(members), *rows_BP.shape), -torch.inf, dtype=torch.float64,
                                device=rows_BP.device)  # fmt: skip
@@ -238,17 +239,10 @@ def fuse(
     )
     values_MBP = torch.stack([RULES[hybrid.rule](x) for x in log_probs_MBP])
     scores_BP = fused_scores(values_MBP, hybrid.weights)
-    best_BP, order_BP = scores_BP.sort(dim=1, descending=True, stable=True)
-    best_BK, rows_BK = best_BP[:, :k], rows_BP.gather(1, order_BP)[:, :k]
-    rows_BK = rows_BK.masked_fill(best_BK == -torch.inf, PAD)
-    missing = (0, k - rows_BK.shape[1])
-    return Candidates(
-        torch.nn.functional.pad(rows_BK, missing, value=PAD).cpu().numpy(),
-        torch.nn.functional.pad(best_BK, missing, value=-torch.inf).float().cpu().numpy(),
-    )
+    return listed(rows_BP, scores_BP, k)
 
 
-def _union(lists_BK: Sequence[Tensor]) -> Tensor:
+def union(lists_BK: Sequence[Tensor]) -> Tensor:
     """(B, P) distinct rows of all lists, ascending, −1 after the end."""
     rows_BP = torch.cat(list(lists_BK), dim=1)
     rows_BP = rows_BP.masked_fill(rows_BP == PAD, END).sort(dim=1).values
@@ -311,10 +305,10 @@ def tune_weights(
             values_MBP = torch.stack([RULES[rule](x) for x in log_probs_MBP])
             here_BP = rows_BP == targets_B1
             for place, weights in enumerate(grid):
-                places_B = _places(fused_scores(values_MBP, weights), here_BP)
+                places_B = places(fused_scores(values_MBP, weights), here_BP)
                 in_list = places_B[places_B < k].double()
                 gains[place] += float((1 / (in_list + 2).log2()).sum())
-            hits_MB = torch.stack([_places(x, here_BP) < k for x in log_probs_MBP])
+            hits_MB = torch.stack([places(x, here_BP) < k for x in log_probs_MBP])
             oracle += int(hits_MB.any(dim=0).sum())
             if on_batch is not None:
                 on_batch(min(start + batch_size, num), num)
@@ -328,7 +322,7 @@ def tune_weights(
     )
 
 
-def _places(scores_BP: Tensor, here_BP: Tensor) -> Tensor:
+def places(scores_BP: Tensor, here_BP: Tensor) -> Tensor:
     """(B,) items ahead of the target, ties included; a large number where it is not in the pool."""
     target_B1 = scores_BP.masked_fill(~here_BP, -torch.inf).amax(dim=1, keepdim=True)
     places_B = ((scores_BP >= target_B1) & ~here_BP).sum(dim=1)

@@ -18,8 +18,8 @@ Differs: cut points, l0, both weights, the extra codewords and their start are o
          the head's codeword nearest to the residual, also where an extra one was chosen; the
          decoder goes on learning in stage 2 and repeats head codes (`replay`) lest it forget them.
          Without a context all items are one group, which is plain RQ-VAE.
-Cost:    at most the steps of RQ-VAE at equal `epochs`, those of stage 2 with one more encoder pass (drift)
-         and one more decoder pass (replay); one more encoder and the head's codebooks to store.
+Cost:    at most the steps of RQ-VAE at equal `epochs`, those of stage 2 with one more encoder pass
+         (drift) and one more decoder pass (replay); one more encoder and the head's codebooks.
 Shapes:  N items, D input width, Z latent width, L levels, V codes of a level, B batch.
 """
 

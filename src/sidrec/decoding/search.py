@@ -1,0 +1,42 @@
+"""How a generator is searched: by a beam over the prefix index, or in its own way.
+
+Beam search is right where codes are written one after another. A generator whose codes are not
+(predicted at once, or by two decoders) offers
+
+    search(batch, index, *, k, beam_width, rules=None, weights_N=None) -> Candidates
+
+with the meaning of `beam_search`, and is asked that instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sidrec.contracts import Generator
+from sidrec.decoding.beam import beam_search
+from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.decoding.rules import Rules
+from sidrec.types import Candidates, HistoryBatch
+
+
+def search(
+    generator: Generator,
+    batch: HistoryBatch,
+    index: PrefixIndex,
+    *,
+    k: int,
+    beam_width: int,
+    rules: Rules | None = None,
+    weights_N: Tensor | None = None,
+    **beam_options: Any,
+) -> Candidates:
+    """The k best items of each request; `beam_options` are those of `beam_search` alone."""
+    own = getattr(generator, "search", None)
+    if own is not None:
+        return own(batch, index, k=k, beam_width=beam_width, rules=rules, weights_N=weights_N)
+    return beam_search(
+        generator, batch, index, k=k, beam_width=beam_width, rules=rules, weights_N=weights_N,
+        **beam_options,
+    )  # fmt: skip
