@@ -144,14 +144,26 @@ class Causal(nn.Module):
             dropout=config.dropout,
             max_length=config.max_length,
         )
-        centroids = code_centroids(symbols_NL, self.widths, self.inputs.vectors_ND.numpy())
+        self.starts = self.part_starts(config, num_levels)
+        parts = [
+            range(start, end)
+            for start, end in zip(self.starts, (*self.starts[1:], num_levels), strict=True)
+        ]
+        vectors_ND = self.inputs.vectors_ND.numpy()
+        centroids = [
+            centroids_VD
+            for part in parts
+            for centroids_VD in code_centroids(
+                symbols_NL[:, part], tuple(self.widths[level] for level in part), vectors_ND
+            )
+        ]
         self.codes = nn.ParameterList(
             nn.Parameter(code_table(c, self.project.weight.detach())) for c in centroids
         )
         self.levels = nn.ModuleList(
-            DepthLevel(level, self.widths, config) for level in range(num_levels)
+            DepthLevel(level, self.widths, config, part.start) for part in parts for level in part
         )
-        self.tree = CodeTree(symbols_NL, self.widths)
+        self.tree = CodeTree(symbols_NL, self.widths, self.starts)
         self.repeat_bias = RepeatBias()
         self._cached_tables: tuple[Any, Any] = (None, None)
 
@@ -166,6 +178,11 @@ class Causal(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             return cls(context.semantic_ids, context.vectors.vectors, config)
+
+    @classmethod
+    def part_starts(cls, config: Any, num_levels: int) -> tuple[int, ...]:
+        """First level of each part of an ID; a part is decoded from the history alone."""
+        return (0,)
 
     # ------------------------------------------------------------------ history
 
@@ -331,10 +348,9 @@ class Causal(nn.Module):
     ) -> tuple[Tensor, State]:
         """Logits (B, W, V) of the next level; see `contracts.Generator.step`."""
         if codes_BW is None or parents_BW is None:
-            symbols_BWl, nodes_BW = (
-                self.symbols_NL.new_empty(len(state.states_B1D), 1, 0),
-                state.nodes_BW,
-            )
+            symbols_BWl, nodes_BW = state.symbols_BWl, state.nodes_BW
+            if symbols_BWl is None:
+                symbols_BWl = self.symbols_NL.new_empty(len(state.states_B1D), 1, 0)
         else:
             symbols_BWl = codes_BW[..., None]
             level = 0
@@ -374,10 +390,12 @@ def dot_products(states: Tensor, table_MD: Tensor, rows: Tensor) -> Tensor:
 class DepthLevel(nn.Module):
     """The depth decoder of one level: (state, prefix) -> the vector that meets the code table."""
 
-    def __init__(self, level: int, widths: tuple[int, ...], config: CausalConfig) -> None:
+    def __init__(
+        self, level: int, widths: tuple[int, ...], config: CausalConfig, first: int = 0
+    ) -> None:
         super().__init__()
-        width = config.width
-        self.prefix = nn.ModuleList(nn.Embedding(widths[j], width) for j in range(level))
+        width, self.first = config.width, first
+        self.prefix = nn.ModuleList(nn.Embedding(widths[j], width) for j in range(first, level))
         for table in self.prefix:
             nn.init.normal_(table.weight, std=0.02)
         self.norm = nn.LayerNorm(width)
@@ -389,9 +407,9 @@ class DepthLevel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(widths[level]))
 
     def forward(self, states: Tensor, symbols: Tensor) -> Tensor:
-        """(…, D) for states (…, D) that broadcast against symbols (…, l) of the prefix."""
+        """(…, D) for states (…, D) that broadcast against symbols (…, l), read from `first` on."""
         moved = states
-        for place, table in enumerate(self.prefix):
+        for place, table in enumerate(self.prefix, start=self.first):
             moved = moved + table(symbols[..., place])
         return states + self.down(self.dropout(F.gelu(self.up(self.norm(moved)))))
 

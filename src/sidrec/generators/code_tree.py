@@ -18,13 +18,19 @@ class CodeTree(nn.Module):
     """The catalogue's tree of IDs: nodes of level l are its M distinct prefixes of l + 1 symbols.
 
     The root is node 0 above level 0. Node M of a level stands for every prefix that no item has;
-    it holds no items, and all its continuations are unknown too.
+    it holds no items, and all its continuations are unknown too. At each level of `starts` the
+    path begins anew at the root, so that IDs of several parts have a tree for each.
     """
 
-    def __init__(self, symbols_NL: Ints, widths: tuple[int, ...]) -> None:
+    def __init__(
+        self, symbols_NL: Ints, widths: tuple[int, ...], starts: tuple[int, ...] = (0,)
+    ) -> None:
         super().__init__()
+        self.starts = starts
         parents_N, num_parents = np.zeros(len(symbols_NL), dtype=np.int64), 1
         for level, width in enumerate(widths):
+            if level in starts:
+                parents_N, num_parents = np.zeros(len(symbols_NL), dtype=np.int64), 1
             keys_M, nodes_N, counts_M = np.unique(
                 parents_N * width + symbols_NL[:, level], return_inverse=True, return_counts=True
             )
@@ -67,8 +73,9 @@ class CodeTree(nn.Module):
         return self.of("below", level)[parents].long()
 
     def child(self, level: int, parents: Tensor, symbols: Tensor) -> Tensor:
-        """Node reached from `parents` by `symbols`."""
-        return self.of("below", level)[parents, symbols].long()
+        """Node reached from `parents` by `symbols`; the root again where the next part begins."""
+        nodes = self.of("below", level)[parents, symbols].long()
+        return torch.zeros_like(nodes) if level + 1 in self.starts else nodes
 
     def legal(self, level: int, parents: Tensor) -> Tensor:
         """(…, V) bool: symbols that continue some ID of the catalogue."""
