@@ -279,12 +279,13 @@ class Causal(nn.Module):
         parents: Tensor,
         nodes_L: list[Tensor],
         seen: Seen,
+        added: Tensor | None = None,
     ) -> Tensor:
         """(…, V) float32 logits of one level: states (…, D), symbols so far (…, level), and the
-        node (…) of that prefix, −1 where the catalogue has none.
+        node (…) of that prefix, −1 where the catalogue has none. `added`: see `DepthLevel`.
         """
         depth: DepthLevel = self.levels[level]  # type: ignore[assignment]
-        logits = F.linear(depth(states, symbols), self.codes[level], depth.bias).float()
+        logits = F.linear(depth(states, symbols, added), self.codes[level], depth.bias).float()
         if not nodes_L:
             return logits
         nodes = self.tree.below(level, parents)
@@ -347,6 +348,17 @@ class Causal(nn.Module):
         self, state: State, codes_BW: Tensor | None, parents_BW: Tensor | None
     ) -> tuple[Tensor, State]:
         """Logits (B, W, V) of the next level; see `contracts.Generator.step`."""
+        state, symbols_BWl = self.extended(state, codes_BW, parents_BW)
+        logits_BWV = self.logits(
+            symbols_BWl.shape[-1], state.states_B1D, symbols_BWl, state.nodes_BW,
+            self.served_tables()[1], state.seen,
+        )  # fmt: skip
+        return logits_BWV, state
+
+    def extended(
+        self, state: State, codes_BW: Tensor | None, parents_BW: Tensor | None
+    ) -> tuple[State, Tensor]:
+        """The state of the beams with these codes added, and all their symbols (B, W, level)."""
         if codes_BW is None or parents_BW is None:
             symbols_BWl, nodes_BW = state.symbols_BWl, state.nodes_BW
             if symbols_BWl is None:
@@ -359,13 +371,8 @@ class Causal(nn.Module):
                 places = parents_BW[..., None].expand(-1, -1, level)
                 symbols_BWl = torch.cat([state.symbols_BWl.gather(1, places), symbols_BWl], dim=-1)
             nodes_BW = self.tree.child(level, state.nodes_BW.gather(1, parents_BW), codes_BW)
-        level = symbols_BWl.shape[-1]
-        logits_BWV = self.logits(
-            level, state.states_B1D, symbols_BWl, nodes_BW, self.served_tables()[1], state.seen
-        )
-        return logits_BWV, State(
-            state.states_B1D, state.seen, symbols_BWl if level else None, nodes_BW
-        )
+        known = symbols_BWl if symbols_BWl.shape[-1] else None
+        return State(state.states_B1D, state.seen, known, nodes_BW), symbols_BWl
 
 
 def seen_of(states_PD: Tensor, rows_PS: Tensor, table_ND: Tensor) -> Seen:
@@ -406,10 +413,12 @@ class DepthLevel(nn.Module):
         nn.init.zeros_(self.down.bias)
         self.bias = nn.Parameter(torch.zeros(widths[level]))
 
-    def forward(self, states: Tensor, symbols: Tensor) -> Tensor:
-        """(…, D) for states (…, D) that broadcast against symbols (…, l), read from `first` on."""
-        moved = states
-        for place, table in enumerate(self.prefix, start=self.first):
+    def forward(self, states: Tensor, symbols: Tensor, added: Tensor | None = None) -> Tensor:
+        """(…, D) for states (…, D) that broadcast against symbols (…, l), read from `first` on, as
+        many as there are. `added` (…, D) is read beside them.
+        """
+        moved = states if added is None else states + added
+        for place, table in zip(range(self.first, symbols.shape[-1]), self.prefix, strict=False):
             moved = moved + table(symbols[..., place])
         return states + self.down(self.dropout(F.gelu(self.up(self.norm(moved)))))
 
