@@ -281,6 +281,22 @@ def test_wall_time_ends_the_run_and_the_schedule_with_it():
     assert rates[-1] < 0.05 * config.learning_rate and rates == sorted(rates, reverse=True)
 
 
+def test_the_processor_clock_does_not_count_waiting():
+    class Waits(Tiny):
+        def loss(self, batch):
+            time.sleep(0.05)
+            return super().loss(batch)
+
+    settings = {"epochs": 10**6, "max_seconds": 0.2, "patience": 0}
+    steps = {}
+    for clock in ("wall", "processor"):
+        config = small_config(**settings, clock=clock)
+        _, result = run(config, model=Waits(), validate=None)
+        assert result.stopped_because == "max_seconds"
+        steps[clock] = result.epochs_run
+    assert steps["processor"] > 2 * steps["wall"]
+
+
 def test_averaged_weights_are_what_is_validated_and_kept():
     class Line(nn.Module):
         """One weight whose gradient is always 1, so AdamW moves it by the learning rate."""

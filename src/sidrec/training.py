@@ -159,11 +159,12 @@ class _Run:
         self.average: dict[str, Tensor] = {}
         self.best: dict[str, Tensor] = {}
         self.recent_loss = self.clock = 0.0
+        self.now = time.perf_counter if config.clock == "wall" else processor_seconds
         self.resume()
         team.broadcast([t.detach() for t in (*model.parameters(), *model.buffers())])
         if config.ema and not self.average:
             self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
-        self.started = time.perf_counter() - self.progress.seconds
+        self.started = self.now() - self.progress.seconds
         self.saved_at = time.perf_counter()
 
     # Loop
@@ -200,7 +201,7 @@ class _Run:
     def train_step(self) -> bool:
         """One step of the optimiser; whether the team agreed in it that a signal ends the run."""
         config, team, progress = self.config, self.team, self.progress
-        began = time.perf_counter()
+        began = self.now()
         epoch, position = divmod(progress.step, self.batches.num_batches)
         if self.order[0] != epoch:
             self.order = (epoch, self.batches.epoch(config.seed, epoch))
@@ -246,7 +247,7 @@ class _Run:
         at_epoch_end = position + 1 == self.batches.num_batches
         if at_epoch_end or len(self.unsettled) >= self.settle_every:
             self.settle()
-        now = time.perf_counter()
+        now = self.now()
         progress.seconds = now - self.started
         progress.train_seconds += now - began
         if not self.unsettled:
@@ -314,7 +315,7 @@ class _Run:
             self.best = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
         if plain:
             self.model.load_state_dict(plain, strict=False)
-        progress.seconds = time.perf_counter() - self.started
+        progress.seconds = self.now() - self.started
         self.send(self.optimizer.param_groups[0]["lr"], {}, metric=value)
 
     def send(self, rate: float, parts: dict[str, Tensor], metric: float | None = None) -> None:
@@ -372,7 +373,7 @@ class _Run:
         self.saved_at = time.perf_counter()
         if self.folder is None or self.team.rank:
             return
-        self.progress.seconds = self.saved_at - self.started
+        self.progress.seconds = self.now() - self.started
         groups: dict[str, dict[str, Tensor]] = {"model": self.model.state_dict()}
         if not self.progress.stopped_because:
             groups |= {"average": self.average, "best": self.best}
@@ -387,7 +388,7 @@ class _Run:
         self.settle()
         progress = self.progress
         progress.stopped_because = reason
-        progress.seconds = time.perf_counter() - self.started
+        progress.seconds = self.now() - self.started
         progress.targets_per_second = progress.targets / max(progress.train_seconds, 1e-9)
         if self.best:
             self.model.load_state_dict(self.best)
@@ -445,6 +446,11 @@ def _seed_step(seed: int, step: int, team: Team) -> torch.Generator:
     if team.device.type == "cuda":
         torch.cuda.manual_seed(seeds[0])
     return torch.Generator().manual_seed(seeds[1])
+
+
+def processor_seconds() -> float:
+    """Processor time of this process, divided by the threads that torch may use."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def _identity(model: nn.Module, train: Histories, config: TrainConfig) -> dict[str, Any]:

@@ -56,8 +56,11 @@ class TrainConfig:
     checkpoint_every_seconds: float = 60.0
     """Wall time between checkpoints; the one setting that may change when a run resumes."""
     max_seconds: float | None = None
-    """Wall time after which the run ends, resumed parts and validations included; the schedule
+    """Seconds after which the run ends, resumed parts and validations included; the schedule
     reaches its end then or after `epochs`, whichever is sooner."""
+    clock: Literal["wall", "processor"] = "wall"
+    """What `max_seconds` and all reported seconds count: wall time, or the processor time of this
+    process over its threads, which is fair to every run on a busy machine."""
     ema: float = 0.0
     """Decay a step of the averaged weights that are validated and kept; 0 keeps the plain ones."""
     seed: int = 0
@@ -76,6 +79,7 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_steps", "grad_clip", "patience"):
             need(getattr(self, name) >= 0, name, "at least 0")
         need(self.max_seconds is None or self.max_seconds > 0, "max_seconds", "above 0 or none")
+        need(self.clock in ("wall", "processor"), "clock", "wall or processor")
         need(0 <= self.ema < 1, "ema", "in [0, 1)")
         need(self.schedule in SCHEDULES, "schedule", f"one of {list(SCHEDULES)}")
         need(self.precision in ("auto", "bf16", "fp32"), "precision", "auto, bf16 or fp32")
