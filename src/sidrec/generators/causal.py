@@ -30,15 +30,16 @@ Shapes:   B requests, T history length, D width, L levels, V symbols of a level,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.generators.code_tree import CodeTree
+from sidrec.generators.depth_decoder import DepthLevel, code_centroids, code_table, symbols_of
+from sidrec.generators.prefix_loss import pairwise_nats, pointwise_nats, weighted
 from sidrec.item_inputs import ItemInputs
 from sidrec.transformer import (
     CausalTransformer,
@@ -49,7 +50,7 @@ from sidrec.transformer import (
     last_states,
     seen_so_far,
 )
-from sidrec.types import CatalogueContext, Floats, HistoryBatch, Ints, SemanticIds
+from sidrec.types import CatalogueContext, Floats, HistoryBatch, SemanticIds
 
 CHEAP_PRODUCTS = 16
 """A product with a row in sequence costs at most 1/16 of one with a row that has to be fetched."""
@@ -84,6 +85,17 @@ class CausalConfig:
     legal_softmax: bool = True
     """Train each level over the codes that continue some ID of the catalogue, as decoding does;
     false trains over the whole codebook, so that the model learns which IDs exist."""
+    prefix_loss: Literal["none", "pointwise", "pairwise"] = "none"
+    """Also train the prefixes that a beam has to keep (APAO): each by itself, or against prefixes
+    of drawn items; see `prefix_loss`."""
+    prefix_weight: float = 0.3
+    """beta, weight of that loss."""
+    prefix_focus: float = 0.0
+    """eta, how much more the worst prefix length counts than by its own loss."""
+    prefix_temperature: float = 1.0
+    """tau, divides the log-probabilities that are compared."""
+    prefix_negatives: int = 100
+    """Items drawn for each target in the pairwise form; the cost of a step grows with it."""
     max_length: int = 50
     """Longest history read; older events are cut."""
     seed: int = 0
@@ -95,6 +107,12 @@ class CausalConfig:
                 f"causal.width must be a multiple of num_heads, got {self.width} and "
                 f"{self.num_heads}"
             )
+        for name in ("prefix_weight", "prefix_focus"):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"causal.{name} must not be negative, got {value}")
+        for name in ("prefix_temperature", "prefix_negatives"):
+            if (value := getattr(self, name)) <= 0:
+                raise ConfigError(f"causal.{name} must be above 0, got {value}")
 
 
 class Seen(NamedTuple):
@@ -221,15 +239,14 @@ class Causal(nn.Module):
         parents_L = [self.tree.parents_of(level, targets_P) for level in range(len(self.codes))]
         nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
         seen = seen_of(states_PD, seen_so_far(batch)[real], table_ND)
-        logits_L = self.path_logits(states_PD, symbols_PL, parents_L, nodes_L, seen)
-        if self.config.legal_softmax:
-            logits_L = [
-                x_PV.masked_fill(~self.tree.legal(level, parents_P), -torch.inf)
-                for level, (x_PV, parents_P) in enumerate(zip(logits_L, parents_L, strict=True))
-            ]
-        nats_L = self.nats(logits_L, symbols_PL).mean(0)
+        nats_PL = self.trained_nats(states_PD, symbols_PL, parents_L, nodes_L, seen)
+        nats_L = nats_PL.mean(0)
         parts = {f"level{level}_nats": nats.detach() for level, nats in enumerate(nats_L)}
         loss = nats_L.sum()
+        if self.config.prefix_loss != "none":
+            prefix_nats = self.prefix_nats(nats_PL, states_PD, targets_P, nodes_L, seen)
+            parts["prefix_nats"] = prefix_nats.detach()
+            loss = loss + self.config.prefix_weight * prefix_nats
         if self.config.item_loss_weight:
             item_nats = full_softmax_loss(
                 states_PD, table_ND, targets_P, seen.rows, self.repeat_bias()
@@ -237,6 +254,63 @@ class Causal(nn.Module):
             parts["item_nats"] = item_nats.detach()
             loss = loss + self.config.item_loss_weight * item_nats
         return loss, parts
+
+    def trained_nats(
+        self,
+        states: Tensor,
+        symbols: Tensor,
+        parents_L: list[Tensor],
+        nodes_L: list[Tensor],
+        seen: Seen,
+    ) -> Tensor:
+        """(…, L) nats of each code of given IDs, over legal codes where training is."""
+        logits_L = self.path_logits(states, symbols, parents_L, nodes_L, seen)
+        if self.config.legal_softmax:
+            logits_L = [
+                x.masked_fill(~self.tree.legal(level, parents), -torch.inf)
+                for level, (x, parents) in enumerate(zip(logits_L, parents_L, strict=True))
+            ]
+        return self.nats(logits_L, symbols)
+
+    def prefix_nats(
+        self,
+        nats_PL: Tensor,
+        states_PD: Tensor,
+        targets_P: Tensor,
+        nodes_L: list[Tensor],
+        seen: Seen,
+    ) -> Tensor:
+        """The prefix-weighted loss of each part of an ID, times its levels, summed."""
+        config, ends = self.config, (*self.starts[1:], len(self.codes))
+        parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
+        if config.prefix_loss == "pointwise":
+            losses = [pointwise_nats(nats_PL[:, p], config.prefix_temperature) for p in parts]
+        else:
+            drawn_PM = torch.randint(
+                len(self.symbols_NL),
+                (len(targets_P), config.prefix_negatives),
+                device=targets_P.device,
+            )
+            parents_L = [  # (P, 1) where a part begins: its first level is computed once
+                self.tree.parents_of(level, drawn_PM[:, :1] if level in self.starts else drawn_PM)
+                for level in range(len(self.codes))
+            ]
+            drawn_PML = self.trained_nats(
+                states_PD[:, None], self.symbols_NL[drawn_PM], parents_L, nodes_L, seen
+            )
+            same_PML = self.tree.share_prefix(targets_P[:, None], drawn_PM)
+            counts_L = self.tree.num_prefixes().to(nats_PL.device)
+            losses = [
+                pairwise_nats(
+                    nats_PL[:, p],
+                    drawn_PML[..., p],
+                    same_PML[..., p],
+                    counts_L[p],
+                    config.prefix_temperature,
+                )
+                for p in parts
+            ]
+        return torch.stack([len(x) * weighted(x, config.prefix_focus) for x in losses]).sum()
 
     @torch.inference_mode()
     def item_scores(self, batch: HistoryBatch) -> Tensor:
@@ -263,7 +337,8 @@ class Causal(nn.Module):
         nats: list[Tensor] = []
         ended_P = torch.zeros_like(symbols_PL[..., 0], dtype=torch.bool)
         for level, logits_PV in enumerate(logits_L):
-            picked_P = logits_PV.gather(-1, symbols_PL[..., level, None])[..., 0]
+            whole_PV = logits_PV.expand(*symbols_PL.shape[:-1], -1)
+            picked_P = whole_PV.gather(-1, symbols_PL[..., level, None])[..., 0]
             nats.append((logits_PV.logsumexp(-1) - picked_P).masked_fill(ended_P, 0.0))
             if self.widths[level] > self.num_codes[level]:
                 ended_P = ended_P | (symbols_PL[..., level] == self.num_codes[level])
@@ -392,61 +467,3 @@ def dot_products(states: Tensor, table_MD: Tensor, rows: Tensor) -> Tensor:
         every = F.linear(states.reshape(len(rows), -1), table_MD)
         return every.gather(1, rows.reshape(len(rows), per_state)).view(rows.shape).float()
     return (F.embedding(rows, table_MD) @ states[..., None])[..., 0].float()
-
-
-class DepthLevel(nn.Module):
-    """The depth decoder of one level: (state, prefix) -> the vector that meets the code table."""
-
-    def __init__(
-        self, level: int, widths: tuple[int, ...], config: CausalConfig, first: int = 0
-    ) -> None:
-        super().__init__()
-        width, self.first = config.width, first
-        self.prefix = nn.ModuleList(nn.Embedding(widths[j], width) for j in range(first, level))
-        for table in self.prefix:
-            nn.init.normal_(table.weight, std=0.02)
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, config.depth_hidden)
-        self.dropout = FastDropout(config.depth_dropout)
-        self.down = nn.Linear(config.depth_hidden, width)
-        nn.init.normal_(self.down.weight, std=0.01)
-        nn.init.zeros_(self.down.bias)
-        self.bias = nn.Parameter(torch.zeros(widths[level]))
-
-    def forward(self, states: Tensor, symbols: Tensor, added: Tensor | None = None) -> Tensor:
-        """(…, D) for states (…, D) that broadcast against symbols (…, l), read from `first` on, as
-        many as there are. `added` (…, D) is read beside them.
-        """
-        moved = states if added is None else states + added
-        for place, table in zip(range(self.first, symbols.shape[-1]), self.prefix, strict=False):
-            moved = moved + table(symbols[..., place])
-        return states + self.down(self.dropout(F.gelu(self.up(self.norm(moved)))))
-
-
-def symbols_of(ids: SemanticIds) -> tuple[Ints, tuple[int, ...]]:
-    """Codes with −1 replaced by an end symbol, and the symbols of each level.
-
-    A level where an ID may have ended has one symbol more than codes, `num_codes[l]`.
-    """
-    ended_L = [bool((ids.codes[:, level] < 0).any()) for level in range(ids.num_levels)]
-    widths = tuple(v + ended for v, ended in zip(ids.num_codes, ended_L, strict=True))
-    return np.where(ids.codes < 0, np.array(ids.num_codes), ids.codes), widths
-
-
-def code_centroids(symbols_NL: Ints, widths: tuple[int, ...], vectors_ND: Floats) -> list[Floats]:
-    """L arrays (V, D): mean vector of the items with each code, less the means of levels before."""
-    residuals_ND, centroids = vectors_ND, []
-    for level, size in enumerate(widths):
-        sums_VD = np.zeros((size, vectors_ND.shape[1]), dtype=np.float32)
-        np.add.at(sums_VD, symbols_NL[:, level], residuals_ND)
-        counts_V = np.bincount(symbols_NL[:, level], minlength=size)
-        means_VD = sums_VD / np.maximum(counts_V, 1)[:, None].astype(np.float32)
-        residuals_ND = residuals_ND - means_VD[symbols_NL[:, level]]
-        centroids.append(means_VD)
-    return centroids
-
-
-def code_table(centroids_VD: Floats, projection: Tensor) -> Tensor:
-    """Centroids in the width of the model, with the spread of a fresh embedding."""
-    table = torch.from_numpy(centroids_VD) @ projection.T
-    return table * (0.02 / table.std().clamp_min(1e-6))

@@ -59,6 +59,15 @@ class CodeTree(nn.Module):
         """(M + 1,) float32 items under each node; 1 for the unknown one."""
         return self.of("counts", level)
 
+    def num_prefixes(self) -> Tensor:
+        """(L,) nodes of each level, the unknown one not counted."""
+        return torch.tensor([len(self.counts(level)) - 1 for level in range(len(self))])
+
+    def share_prefix(self, rows: Tensor, other_rows: Tensor) -> Tensor:
+        """(…, L) bool: whether two items lie under the same node of each level."""
+        nodes_L = [self.of("nodes", level) for level in range(len(self))]
+        return torch.stack([nodes[rows] == nodes[other_rows] for nodes in nodes_L], dim=-1)
+
     def means(self, table_ND: Tensor) -> list[Tensor]:
         """L tables (M + 1, D): mean row of the items under each node; 0 for the unknown one."""
         tables = []

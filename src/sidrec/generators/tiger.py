@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.generators.causal import code_centroids, symbols_of
+from sidrec.generators.depth_decoder import code_centroids, symbols_of
 from sidrec.linear import Linear, linear
 from sidrec.t5 import DecoderBlock, EncoderBlock, RelativeBias, RmsNorm, Sizes, initialise
 from sidrec.transformer import FastDropout
