@@ -43,6 +43,7 @@ METHODS: dict[str, dict[str, str]] = {
     "generators": {
         "causal": "sidrec.generators.causal:Causal",
         "tiger": "sidrec.generators.tiger:Tiger",
+        "parallel": "sidrec.generators.parallel:Parallel",
     },
     "scorers": {
         "popularity": "sidrec.scorers.popularity:Popularity",

@@ -30,6 +30,7 @@ SMALL_STEPS = TrainConfig(
 """Many small steps: hundreds of positions learn faster a second than thousands."""
 TRAINING: dict[str, TrainConfig] = {
     "causal": SMALL_STEPS,
+    "parallel": SMALL_STEPS,
     "sasrec": replace(SMALL_STEPS, epochs=12),
     "dense": replace(SMALL_STEPS, epochs=10),
     "tiger": TrainConfig(),

@@ -142,6 +142,17 @@ class PrefixIndex:
         """Distinct live prefixes of `level` + 1 codes."""
         return int((self.live[level] > 0).sum())
 
+    def live_mask(self, num_rows: int) -> Tensor | None:
+        """(num_rows,) bool: catalogue rows that are alive; None where all of them are."""
+        if self.num_items == num_rows == self.num_rows:
+            return None
+        tree, mask_N = self.tree, torch.zeros(num_rows, dtype=torch.bool, device=self.device)
+        alive_E, over = tree.alive_E, tree.overlay
+        mask_N[tree.base.rows_E if alive_E is None else tree.base.rows_E[alive_E]] = True
+        if over is not None:
+            mask_N[over.rows_D[over.alive_D]] = True
+        return mask_N
+
     # ---------------------------------------------------------------- one step of a search
 
     def root(self, num_requests: int) -> Tensor:
