@@ -89,13 +89,12 @@ def level_log_probs(recommender: Recommender, rows_T: Ints, target: int) -> list
         Histories.from_lists([rows_T]), max_length=int(generator.max_length)
     ).to(recommender.device)
     state, levels = generator.start(batch), []
+    renormalise = recommender.renormalise and not getattr(generator, "independent_codes", False)
     nodes, codes, parents = index.root(1), None, None
     for level, code in enumerate(recommender.ids.codes[target].tolist()):
         ends, code = code < 0, code if code >= 0 else index.num_codes[level]
         logits, state = generator.step(state, codes, parents)
-        log_probs = legal_log_probs(
-            index, level, nodes, logits, renormalise=recommender.renormalise
-        )
+        log_probs = legal_log_probs(index, level, nodes, logits, renormalise=renormalise)
         codes = torch.full((1, 1), code, device=recommender.device)
         parents = torch.zeros_like(codes)
         nodes = index.child(level, nodes, codes)

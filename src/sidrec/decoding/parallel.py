@@ -4,20 +4,19 @@ A parallel generator gives one table of log-probabilities a request: `table_BS` 
 code of every level side by side, and one column of zeros at the end. `places_NL` says which L
 columns make an item, so that
 
-    score(b, i) = sum over l of table[b, places[i, l]]  +  bonus[b] if i is in the history
+    score(b, i) = sum over l of table[b, places[i, l]]  +  bonus if i is in the history of b
 
 `exact_search` sums this for the whole catalogue. `graph_search` starts at given items and goes to
 the neighbours of the best ones so far, a fixed number of times; the number of items it scores does
-not grow with the catalogue. Both return what the rules leave, ties to the lower row.
+not grow with the catalogue. Both return what the rules leave, ties to the lower row, with
+log-probabilities over the items that the rules leave: score − log sum of e^score, as beam search
+with `renormalise` does. The sum of a graph search is over its best items only, a little too small.
 
-Source:   graph-constrained decoding: RPG (arXiv:2506.05781), section 3.3. Similarity of two items
-          there and here: the sum over levels of that of their codes.
+Source:   graph-constrained decoding: RPG (arXiv:2506.05781), section 3.3.
 Differs:  starts include items that hold the best codes, not random ones alone; items that a rule
           forbids are walked through, not returned; requests with fewer than k items in reach are
-          scored exactly, so that k come back when k exist. Above `EXACT_GRAPH` items neighbours are
-          looked up among random projections, then ranked by the true similarity.
-Cost:     exact O(N L) a request, blocks of (N, `block`) floats. Graph O(steps W K L) a request;
-          making it O(N^2 L), above `EXACT_GRAPH` items O(N^1.5).
+          scored exactly, so that k come back when k exist.
+Cost:     exact O(N L) a request, blocks of (N, 32) floats; graph O(steps W K L) a request.
 Shapes:   B requests, N items, L levels, V codes, S columns, C candidates, W beam, K neighbours or
           returned items, X excluded items, T seen items, G groups of items with one ID, D width.
 """
@@ -27,7 +26,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import faiss
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,12 +33,6 @@ from torch.nn import functional as F
 from sidrec.errors import DataError
 from sidrec.types import PAD, Candidates
 
-EXACT_GRAPH = 50_000
-"""Catalogues up to this size get exact neighbours."""
-PROJECTED = 256
-"""Width of the random projections by which larger ones find theirs."""
-PROBES = 16
-"""Cells of the coarse index that are looked at for each of them."""
 CPU_BLOCK, GPU_BLOCK = 32, 512
 """Requests summed at once: on a CPU so few that their tables stay in its cache."""
 BLOCK_CELLS = 50_000_000
@@ -186,11 +178,17 @@ def exact_block(question: Question, places_NL: Tensor, k: int) -> tuple[Tensor, 
         lost_BX = torch.where(excluded_BX >= 0, -torch.inf, 0.0)
         scores_BN = scores_BN.scatter_add(1, excluded_BX.clamp_min(0), lost_BX)
     values_BK, rows_BK = best(scores_BN, k)
-    return rows_BK, values_BK
+    return rows_BK, values_BK - log_sums(scores_BN)
+
+
+def log_sums(scores_BC: Tensor) -> Tensor:
+    """(B, 1) log sum of e^score; 0 where there is nothing to sum."""
+    sums_B1 = scores_BC.logsumexp(1, keepdim=True)
+    return sums_B1.masked_fill(sums_B1 == -torch.inf, 0.0)
 
 
 def best(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(values, places) of the k highest of each row, or of all where C < k; ties to the lower place.
+    """(values, places) of the k highest of each row, all where C < k; ties to the lower place.
 
     Which of several places at −inf come last is not said.
     """
@@ -229,96 +227,6 @@ class ItemGraph:
     """Rows that every search begins with."""
     holders_SR: Tensor
     """(S, R) rows of some items that hold each code, −1 where there are none."""
-
-
-def item_graph(
-    similarity_LVV: Tensor,
-    places_NL: Tensor,
-    *,
-    num_neighbours: int,
-    num_starts: int,
-    holders: int = 4,
-    seed: int = 0,
-    exact_below: int = EXACT_GRAPH,
-) -> ItemGraph:
-    """The graph of a catalogue. `similarity_LVV` is that of the codes of each level; V columns a
-    level make the places. Starts are drawn by `seed`.
-    """
-    num_items, random = len(places_NL), torch.Generator().manual_seed(seed)
-    order_N = torch.randperm(num_items, generator=random).to(places_NL.device)
-    find = exact_neighbours if num_items <= exact_below else projected_neighbours
-    return ItemGraph(
-        find(similarity_LVV, places_NL, num_neighbours),
-        order_N[:num_starts],
-        holders_of(places_NL, order_N, similarity_LVV.shape[:2].numel() + 1, holders)[:-1],
-    )
-
-
-def similarity_table(similarity_LVV: Tensor, places_BL: Tensor) -> Tensor:
-    """(B, S) what each code adds to the similarity with each of B items, in the form of a table."""
-    num_levels, width, _ = similarity_LVV.shape
-    flat = similarity_LVV.reshape(num_levels * width, width)
-    zero_1V = flat.new_zeros(1, width)
-    rows_BLV = torch.cat([flat, zero_1V])[places_BL.long()]  # after its end an ID is like no other
-    return F.pad(rows_BLV.flatten(1), (0, 1))
-
-
-def exact_neighbours(similarity_LVV: Tensor, places_NL: Tensor, num_neighbours: int) -> Tensor:
-    """(N, K) rows of the most similar other items; ties to the lower row."""
-    step, out = block_size(places_NL.device, len(places_NL)), []
-    for start in range(0, len(places_NL), step):
-        table_BS = similarity_table(similarity_LVV, places_NL[start : start + step])
-        scores_BN = item_sums(table_BS, places_NL).T
-        itself_B = torch.arange(len(scores_BN), device=scores_BN.device)
-        scores_BN[itself_B, itself_B + start] = -torch.inf
-        values_BK, rows_BK = best(scores_BN, num_neighbours)
-        out.append(rows_BK.masked_fill(values_BK == -torch.inf, PAD))
-    return torch.cat(out).int()
-
-
-def projected_neighbours(
-    similarity_LVV: Tensor, places_NL: Tensor, num_neighbours: int, *, seed: int = 0
-) -> Tensor:
-    """As `exact_neighbours`, from twice as many found near each item's random projection.
-
-    Codes become vectors whose products are the similarity (its symmetric square root); those of an
-    item are projected, each level on its own, and added up.
-    """
-    num_items, (num_levels, width, _) = len(places_NL), similarity_LVV.shape
-    values_LV, basis_LVV = torch.linalg.eigh(similarity_LVV.double().cpu())
-    codes_LVV = basis_LVV * values_LV.clamp_min(0).sqrt()[:, None]
-    random = torch.Generator().manual_seed(seed)
-    turns_LVP = torch.randn(num_levels, width, PROJECTED, generator=random, dtype=torch.float64)
-    codes_SP = F.pad((codes_LVV @ turns_LVP).flatten(0, 1), (0, 0, 0, 1)).float()
-    places = places_NL.cpu()
-    points_NP = F.embedding_bag(places, codes_SP / PROJECTED**0.5, mode="sum").numpy()
-    cells = int(4 * num_items**0.5)
-    index = faiss.index_factory(PROJECTED, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.train(points_NP)  # pyright: ignore[reportCallIssue]
-    index.add(points_NP)  # pyright: ignore[reportCallIssue]
-    index.nprobe = PROBES  # pyright: ignore[reportAttributeAccessIssue]
-    step, out = block_size(places_NL.device, len(places_NL)), []
-    for start in range(0, num_items, step):
-        _, found = index.search(points_NP[start : start + step], 2 * num_neighbours + 1)  # pyright: ignore[reportCallIssue]
-        rows_BC = torch.from_numpy(found).to(places_NL.device)
-        own_B1 = torch.arange(start, start + len(rows_BC), device=rows_BC.device)[:, None]
-        rows_BC = rows_BC.masked_fill(rows_BC == own_B1, PAD).sort(dim=1).values
-        table_BS = similarity_table(similarity_LVV, places_NL[start : start + step])
-        scores_BC = candidate_sums(table_BS, places_NL, rows_BC)
-        values_BK, order_BK = best(scores_BC, num_neighbours)
-        rows_BK = rows_BC.gather(1, order_BK)
-        out.append(rows_BK.masked_fill(values_BK == -torch.inf, PAD))
-    return torch.cat(out).int()
-
-
-def holders_of(places_NL: Tensor, order_N: Tensor, num_columns: int, holders: int) -> Tensor:
-    """(S, R) the first items, in the order given, with each code; −1 where there are fewer."""
-    columns = columns_of(places_NL[order_N], num_columns)
-    starts_S1 = F.pad(columns.starts_S, (0, 1), value=len(columns.items_E)).long()
-    taken_SR = starts_S1[:-1, None] + torch.arange(holders, device=starts_S1.device)
-    missing_SR = taken_SR >= starts_S1[1:, None]
-    items_SR = columns.items_E[taken_SR.clamp_max(len(columns.items_E) - 1)].long()
-    return order_N[items_SR].masked_fill(missing_SR, PAD)
 
 
 def candidate_sums(table_BS: Tensor, places_NL: Tensor, rows_BC: Tensor) -> Tensor:
@@ -368,19 +276,20 @@ def graph_block(
     rows_BC = torch.cat([first_BW, graph.holders_SR[tops_BL].flatten(1)], dim=1)
     beam_BW = rows_BC.new_full((num_requests, 0), PAD)
     beam_scores_BW = question.table_BS.new_zeros(num_requests, 0)
-    found_BK, found_scores_BK = beam_BW, beam_scores_BW
+    found_BW, found_scores_BW = beam_BW, beam_scores_BW
     for _ in range(num_steps + 1):
-        rows_BC = new_rows(rows_BC, torch.cat([beam_BW, found_BK], dim=1))
+        rows_BC = new_rows(rows_BC, torch.cat([beam_BW, found_BW], dim=1))
         scores_BC = walked_scores(question, places_NL, rows_BC, log_totals_BG)
         before_BW = beam_BW
         beam_BW, beam_scores_BW = merged(beam_BW, beam_scores_BW, rows_BC, scores_BC, width)
         given_BC = scores_BC.masked_fill(~may_get(question, rows_BC), -torch.inf)
-        found_BK, found_scores_BK = merged(found_BK, found_scores_BK, rows_BC, given_BC, k)
+        found_BW, found_scores_BW = merged(found_BW, found_scores_BW, rows_BC, given_BC, width)
         if beam_BW.shape == before_BW.shape and torch.equal(beam_BW, before_BW):
             break  # no request found anything better: no later step would
         rows_BC = graph.neighbours_NK[beam_BW.clamp_min(0)].long()
         rows_BC = rows_BC.masked_fill((beam_BW < 0)[..., None], PAD).flatten(1)
-    return padded_to(found_BK, k, PAD), padded_to(found_scores_BK, k, -torch.inf)
+    scores_BW = found_scores_BW - log_sums(found_scores_BW)
+    return padded_to(found_BW[:, :k], k, PAD), padded_to(scores_BW[:, :k], k, -torch.inf)
 
 
 def new_rows(rows_BC: Tensor, known_BW: Tensor) -> Tensor:
@@ -443,4 +352,3 @@ def merged(
 def padded_to(values_BC: Tensor, k: int, value: float) -> Tensor:
     """(B, k) with `value` behind."""
     return F.pad(values_BC, (0, k - values_BC.shape[1]), value=value)
-

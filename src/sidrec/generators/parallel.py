@@ -5,7 +5,8 @@ head j turns s into the vector that the codes of book j meet, and an item scores
 
     g_j(s)    = s + silu(W_j s + b_j)
     log p_j   = log softmax over codes c of book j of  cos(e_jc, g_j(s)) / tau
-    score(i)  = sum over j of log p_j(c_ij)  +  r if the history holds i,    loss = mean −sum_j log p_j
+    score(i)  = sum over j of log p_j(c_ij)  +  r if the history holds i
+    loss      = mean over targets of −sum over j of log p_j
 
 So codes have no order, IDs may be long (16 to 64 codes of a product quantiser, tokenizer `opq`),
 and nothing is decoded step by step: `search` sums L numbers for every item of the catalogue or,
@@ -35,22 +36,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidrec.decoding.item_graph import item_graph
 from sidrec.decoding.parallel import (
     Columns,
     ItemGraph,
     Question,
     Sharing,
-    block_size,
     columns_of,
     exact_scores,
     exact_search,
     graph_search,
-    item_graph,
 )
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
 from sidrec.errors import ConfigError, DataError
 from sidrec.generators.causal import code_centroids, code_table, symbols_of
+from sidrec.generators.item_softmax import item_softmax_loss
 from sidrec.item_inputs import ItemInputs
 from sidrec.transformer import (
     CausalTransformer,
@@ -145,6 +146,7 @@ class Parallel(nn.Module):
     """The generator without an order of codes; `training.train` fits it through `loss`."""
 
     config_class: ClassVar[type] = ParallelConfig
+    independent_codes: ClassVar[bool] = True
     places_NL: Tensor
     """(N, L) int32 columns of each item's codes in a table (B, S)."""
     column_items_E: Tensor
@@ -318,7 +320,7 @@ class Parallel(nn.Module):
 
     @torch.inference_mode()
     def item_scores(self, batch: HistoryBatch) -> Tensor:
-        """(B, N) score of every item of the catalogue, as `search` ranks them."""
+        """(B, N) score of every item of the catalogue; `search` takes its log-softmax."""
         return exact_scores(self.question(batch), self.places_NL)
 
     @torch.inference_mode()
@@ -332,11 +334,11 @@ class Parallel(nn.Module):
         rules: Rules | None = None,
         weights_N: Tensor | None = None,
     ) -> Candidates:
-        """The k best items of each request with their scores, best first.
+        """The k best items of each request with their log-probabilities, best first.
 
         All items are scored, or those of the graph where more than `exact_below` may be returned;
-        `beam_width` is the least width of that walk. `index` says which items there are. Scores
-        are not renormalised under rules.
+        `beam_width` is the least width of that walk. `index` says which items there are. The
+        probabilities of the items that the rules leave sum to 1.
         """
         if k < 1:
             raise ConfigError(f"search: k must be at least 1, got {k}")
@@ -381,8 +383,8 @@ class Parallel(nn.Module):
                 allowed_N = keep_N if allowed_N is None else keep_N & allowed_N
         sharing = None
         if weights_N is not None:
-            weights_N = one_a_row(weights_N, index, num_items, "weights_N", 1.0)
-            sharing = Sharing(self.groups(), weights_N.to(device))
+            given_N = one_a_row(weights_N, index, num_items, "weights_N", 1.0)
+            sharing = Sharing(self.groups(), given_N.to(device))
         return replace(question, allowed_N=allowed_N, excluded_BX=excluded_BX, sharing=sharing)
 
     def train(self, mode: bool = True) -> Self:
@@ -424,66 +426,3 @@ def one_a_row(
             f"{len(values)}; give one value a row"
         )
     return F.pad(values[:num_items], (0, max(num_items - len(values), 0)), value=rest)
-
-
-class _ItemSoftmaxLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits_LPV: Tensor,
-        targets_P: Tensor,
-        seen_PT: Tensor,
-        repeat_bias: Tensor,
-        places_NL: Tensor,
-        columns: Columns,
-    ) -> Tensor:
-        (num_levels, num, width), num_items = logits_LPV.shape, len(places_NL)
-        grad_LPV, bias = torch.empty_like(logits_LPV), repeat_bias.detach()
-        nats, grad_bias = logits_LPV.new_zeros(()), logits_LPV.new_zeros(())
-        step = block_size(places_NL.device, num_items)
-        for start in range(0, num, step):
-            part = slice(start, min(start + step, num))
-            targets, size = targets_P[part], len(targets_P[part])
-            table_SP = logits_LPV[:, part].transpose(1, 2).reshape(num_levels * width, size)
-            odds_NP = F.embedding_bag(places_NL, F.pad(table_SP, (0, 0, 0, 1)), mode="sum")
-            rows_TP, real_TP = seen_PT[part].T.clamp_min(0), (seen_PT[part] >= 0).T
-            odds_NP.scatter_add_(0, rows_TP, real_TP * bias)
-            here_P = torch.arange(size, device=targets.device)
-            picked_P, peak_P = odds_NP[targets, here_P], odds_NP.amax(0)
-            odds_NP.sub_(peak_P).exp_()
-            total_P = odds_NP.sum(0)
-            nats += (total_P.log() + peak_P - picked_P).sum()
-            odds_NP.div_(total_P)
-            grad_bias += (odds_NP.gather(0, rows_TP) * real_TP).sum()
-            grad_bias -= (rows_TP == targets).logical_and_(real_TP).sum()
-            odds_NP[targets, here_P] -= 1
-            grad_SP = F.embedding_bag(columns.items_E, odds_NP, columns.starts_S, mode="sum")
-            grad_LPV[:, part] = grad_SP[:-1].unflatten(0, (num_levels, width)).transpose(1, 2)
-        ctx.save_for_backward(grad_LPV.div_(num), grad_bias[None] / num)
-        return nats / num
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_LPV, grad_bias = ctx.saved_tensors
-        (scale,) = grad_outputs
-        return grad_LPV * scale, None, None, grad_bias * scale, None, None
-
-
-def item_softmax_loss(
-    logits_LPV: Tensor,
-    targets_P: Tensor,
-    seen_PT: Tensor,
-    repeat_bias: Tensor,
-    places_NL: Tensor,
-    columns: Columns,
-) -> Tensor:
-    """Mean cross-entropy, in nats, of `targets_P` under a softmax over all items.
-
-    The logit of an item is the sum of those of its codes, plus `repeat_bias` (1,) for the items
-    `seen_PT`, distinct, −1 for none. Constants of a level cancel, so logits and log-probabilities
-    give the same. Equal to `F.cross_entropy`, without keeping P x N logits; first derivatives only.
-    """
-    loss = _ItemSoftmaxLoss.apply(
-        logits_LPV, targets_P, seen_PT, repeat_bias, places_NL, columns
-    )
-    return loss  # type: ignore[no-any-return]
