@@ -44,6 +44,8 @@ METHODS: dict[str, dict[str, str]] = {
         "causal": "sidrec.generators.causal:Causal",
         "tiger": "sidrec.generators.tiger:Tiger",
         "parallel": "sidrec.generators.parallel:Parallel",
+        "s2gr": "sidrec.generators.s2gr:S2gr",
+        "s2gr_tiger": "sidrec.generators.s2gr_tiger:S2grTiger",
     },
     "scorers": {
         "popularity": "sidrec.scorers.popularity:Popularity",

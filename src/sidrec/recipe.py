@@ -34,6 +34,8 @@ TRAINING: dict[str, TrainConfig] = {
     "sasrec": replace(SMALL_STEPS, epochs=12),
     "dense": replace(SMALL_STEPS, epochs=10),
     "tiger": TrainConfig(),
+    "s2gr": SMALL_STEPS,
+    "s2gr_tiger": TrainConfig(),
 }
 """How each trained method is trained unless the config says otherwise."""
 

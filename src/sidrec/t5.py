@@ -24,6 +24,8 @@ from sidrec.linear import Linear, linear
 from sidrec.transformer import FastDropout
 
 NUM_BUCKETS, MAX_DISTANCE = 32, 128
+Memory = tuple[Tensor, Tensor]
+"""Keys and values, each (B, H, S, C)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +98,19 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BPD: Tensor, bias: Tensor) -> Tensor:
         """Adds to x what its places say to each other; bias broadcasts to (B, H, P, P)."""
+        return self.extend(x_BPD, None, bias)[0]
+
+    def extend(self, x_BPD: Tensor, past: Memory | None, bias: Tensor) -> tuple[Tensor, Memory]:
+        """`forward` for the last P of Q places, and keys and values (B, H, Q, C) of all of them.
+
+        `past`: those of the places before; bias broadcasts to (B, H, P, Q).
+        """
         qkv = self.project(self.norm(x_BPD)).unflatten(-1, (3, *self.head_shape))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        return x_BPD + self.dropout(self.out(attend(query, key, value, bias, self.dropout)))
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        said = self.out(attend(query, key, value, bias, self.dropout))
+        return x_BPD + self.dropout(said), (key, value)
 
     def step(self, x_BWD: Tensor, bias_HP: Tensor, cache: Tensor) -> Tensor:
         """The same for one new place a beam; `cache` (2, B*W, P, H*C) takes its key and value."""
@@ -124,7 +136,7 @@ class CrossAttention(nn.Module):
         self.dropout = FastDropout(sizes.dropout)
         self.head_shape = (sizes.num_heads, sizes.head_width)
 
-    def remember(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+    def remember(self, x_BSD: Tensor) -> Memory:
         """Keys and values (B, H, S, C) of the encoded history."""
         key, value = (
             self.key_value(x_BSD).unflatten(-1, (2, *self.head_shape)).permute(2, 0, 3, 1, 4)
@@ -178,10 +190,22 @@ class DecoderBlock(nn.Module):
         self, x_BKLD: Tensor, bias_HLL: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor
     ) -> Tensor:
         """All levels at once: K candidates a request see their own codes and the one history."""
+        return self.extend(x_BKLD, None, bias_HLL, key, value, mask_B11S)[0]
+
+    def extend(
+        self,
+        x_BKLD: Tensor,
+        past: Memory | None,
+        bias_HLQ: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask_B11S: Tensor,
+    ) -> tuple[Tensor, Memory]:
+        """`forward` for the last L of Q places, as in `SelfAttention.extend`."""
         shape = x_BKLD.shape
-        x = self.attention(x_BKLD.flatten(0, 1), bias_HLL)
+        x, past = self.attention.extend(x_BKLD.flatten(0, 1), past, bias_HLQ)
         x = self.cross(x.view(shape[0], -1, shape[3]), key, value, mask_B11S)
-        return self.feed_forward(x).view(shape)
+        return self.feed_forward(x).view(shape), past
 
     def step(
         self,

@@ -20,7 +20,7 @@ Shapes:   B requests, R training rows, T items, S source tokens, K candidates, W
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -89,12 +89,9 @@ class TigerState:
     mask_B11S: Tensor
     """0 where the history has a token, −inf where it is padding."""
     cache: Tensor
-    """(blocks, 2, B * W, P, H * C) keys and values of the codes written so far."""
-
-    @property
-    def level(self) -> int:
-        """Codes already written, the start token not counted."""
-        return self.cache.shape[3]
+    """(blocks, 2, B * W, P, H * C) keys and values of the places decoded so far."""
+    level: int = 0
+    """The level whose logits come next."""
 
 
 class Tiger(nn.Module):
@@ -180,7 +177,8 @@ class Tiger(nn.Module):
 
     def start(self, batch: HistoryBatch) -> TigerState:
         """Encode each history once and lay out keys and values for every decoder block."""
-        memory, mask_B11S = self._encode(self._histories(batch))
+        x_BSD, mask_B11S = self._encode(self._histories(batch))
+        memory = [block.cross.remember(x_BSD) for block in self.decoder]
         inner = self.config.num_heads * self.config.head_width
         cache = mask_B11S.new_zeros(len(self.decoder), 2, batch.num_requests, 0, inner)
         return TigerState(memory, mask_B11S, cache)
@@ -189,33 +187,42 @@ class Tiger(nn.Module):
         self, state: TigerState, codes_BW: Tensor | None, parents_BW: Tensor | None
     ) -> tuple[Tensor, TigerState]:
         """Logits (B, W, V) of the next level; the caches follow the surviving beams."""
-        level, num_requests = state.level, state.mask_B11S.shape[0]
-        blocks, _, rows, _, inner = state.cache.shape
+        state, x_BWD = self._last_code(state, codes_BW, parents_BW)
+        state, x_BWD = self._next_place(state, x_BWD)
+        return self._logits(x_BWD, state.level), replace(state, level=state.level + 1)
+
+    def _last_code(
+        self, state: TigerState, codes_BW: Tensor | None, parents_BW: Tensor | None
+    ) -> tuple[TigerState, Tensor]:
+        """The state of the beams that go on, and the embedding (B, W, D) of their last token."""
+        num_requests, rows = state.mask_B11S.shape[0], state.cache.shape[2]
         if codes_BW is None or parents_BW is None:
             tokens_BW = torch.full(
                 (num_requests, 1), PAD_TOKEN, dtype=torch.long, device=state.cache.device
             )
-            past = state.cache
         else:
-            tokens_BW = codes_BW + self.first_tokens[level - 1]
+            tokens_BW = codes_BW + self.first_tokens[state.level - 1]
             first_rows = torch.arange(num_requests, device=parents_BW.device)[:, None]
             parents = (parents_BW + first_rows * (rows // num_requests)).flatten()
-            past = state.cache.index_select(2, parents)
-        cache = past.new_empty(blocks, 2, tokens_BW.numel(), level + 1, inner)
-        cache[..., :level, :] = past
-        x_BWD = self.embedding(tokens_BW)
-        bias_HP = self.decoder_bias(level + 1)[:, -1]
+            state = replace(state, cache=state.cache.index_select(2, parents))
+        return state, self.embedding(tokens_BW)
+
+    def _next_place(self, state: TigerState, x_BWD: Tensor) -> tuple[TigerState, Tensor]:
+        """The state with one more place a beam, which reads x, and the decoder's output there."""
+        blocks, _, rows, places, inner = state.cache.shape
+        cache = state.cache.new_empty(blocks, 2, rows, places + 1, inner)
+        cache[..., :places, :] = state.cache
+        bias_HP = self.decoder_bias(places + 1)[:, -1]
         for block, (keys, values), kept in zip(self.decoder, state.memory, cache, strict=True):
             x_BWD = block.step(x_BWD, bias_HP, kept, keys, values, state.mask_B11S)
-        logits_BWV = self._logits(self.decoder_norm(x_BWD), level)
-        return logits_BWV, TigerState(state.memory, state.mask_B11S, cache)
+        return replace(state, cache=cache), self.decoder_norm(x_BWD)
 
     def _histories(self, batch: HistoryBatch) -> Tensor:
         rows_B = torch.arange(batch.num_requests, device=batch.items_BT.device)
         return last_items(batch.items_BT, rows_B, batch.lengths_B, self.max_length)
 
-    def _encode(self, items_BT: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Keys and values of the history for every decoder block, and its padding mask."""
+    def _encode(self, items_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoded history (B, S, D), and its padding mask (B, 1, 1, S)."""
         codes_BTL = self.codes_NL[items_BT.clamp(min=0)]
         real_BTL = (items_BT >= 0)[..., None] & (codes_BTL >= 0)
         tokens_BS = torch.where(real_BTL, codes_BTL + self.first_tokens_L, PAD_TOKEN).flatten(1)
@@ -227,30 +234,37 @@ class Tiger(nn.Module):
         bias_BHSS = self.encoder_bias(tokens_BS.shape[1]) + mask_B11S
         for block in self.encoder:
             x_BSD = block(x_BSD, bias_BHSS)
-        x_BSD = self.dropout(self.encoder_norm(x_BSD))
-        return [block.cross.remember(x_BSD) for block in self.decoder], mask_B11S
+        return self.dropout(self.encoder_norm(x_BSD)), mask_B11S
 
     def _token_log_probs(self, items_BT: Tensor, codes_BKL: Tensor) -> Tensor:
         """(B, K, L) log-probability of each code given the history and the codes before it."""
-        memory, mask_B11S = self._encode(items_BT)
+        x_BSD, mask_B11S = self._encode(items_BT)
         num_rows, num_candidates, num_levels = codes_BKL.shape
         symbols_BKL = torch.where(codes_BKL < 0, self.ends_L, codes_BKL)
         tokens_BKL = torch.where(symbols_BKL < 0, PAD_TOKEN, symbols_BKL + self.first_tokens_L)
         ended_BKL = F.pad(codes_BKL[..., :-1], (1, 0)) < 0
         targets_BKL = symbols_BKL.masked_fill(ended_BKL, -1)  # what follows an end is certain
-        inputs_BKL = F.pad(tokens_BKL[..., :-1], (1, 0), value=PAD_TOKEN)
-        x_BKLD = self.dropout(self.embedding(inputs_BKL))
-        future = torch.full((num_levels, num_levels), -math.inf, device=x_BKLD.device).triu(1)
-        bias_HLL = self.decoder_bias(num_levels) + future
-        for block, (keys, values) in zip(self.decoder, memory, strict=True):
-            x_BKLD = block(x_BKLD, bias_HLL, keys, values, mask_B11S)
-        x_BKLD = self.dropout(self.decoder_norm(x_BKLD))
+        x_BKLD = self._decode(x_BSD, mask_B11S, tokens_BKL)
         nats = []
         for level in range(num_levels):
             logits = self._logits(x_BKLD[:, :, level], level).float().flatten(0, 1)
             targets = targets_BKL[..., level].flatten()
             nats.append(F.cross_entropy(logits, targets, ignore_index=-1, reduction="none"))
         return -torch.stack(nats, -1).view(num_rows, num_candidates, num_levels)
+
+    def _decode(self, x_BSD: Tensor, mask_B11S: Tensor, tokens_BKL: Tensor) -> Tensor:
+        """(B, K, L, D) the decoder's output that each of the given codes is scored by."""
+        inputs_BKL = F.pad(tokens_BKL[..., :-1], (1, 0), value=PAD_TOKEN)
+        x_BKLD = self.dropout(self.embedding(inputs_BKL))
+        bias_HLL = self._causal_bias(x_BKLD.shape[2])
+        for block in self.decoder:
+            x_BKLD = block(x_BKLD, bias_HLL, *block.cross.remember(x_BSD), mask_B11S)
+        return self.dropout(self.decoder_norm(x_BKLD))
+
+    def _causal_bias(self, num_places: int) -> Tensor:
+        """(H, P, P) relative bias of the decoder; −inf for what comes later."""
+        bias_HPP = self.decoder_bias(num_places)
+        return bias_HPP + torch.full_like(bias_HPP[0], -math.inf).triu(1)
 
     def _logits(self, x: Tensor, level: int) -> Tensor:
         first, size = self.first_tokens[level], self.widths[level]

@@ -37,6 +37,7 @@ SMALL: dict[str, Any] = {
     "input_dropout": 0.0,
     "depth_dropout": 0.0,
     "num_codes": 4,
+    "num_clusters": 2,
     "num_levels": 2,
     "num_iters": 5,
     "epochs": 2,
