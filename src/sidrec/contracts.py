@@ -65,7 +65,9 @@ class Tokenizer(Protocol):
 class Generator(Protocol):
     """Histories to a distribution over the next semantic ID. An `nn.Module`.
 
-    One that is not to be searched by a beam offers `search` too; see `decoding.search`.
+    One that is not to be searched by a beam offers `search` too; see `decoding.search`. One that
+    thinks before each code has `thinks` true, `thought_clusters(batch, codes_BKL)` and `clusters`;
+    see `generators.thoughts`.
     """
 
     config_class: ClassVar[type]

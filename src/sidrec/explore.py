@@ -52,7 +52,8 @@ def explain(recommender: Recommender, history: Sequence[str], item_id: str) -> d
 
     `levels`: code and natural log-probability of each level of the item's ID given the codes
     before it, over legal continuations where the bundle renormalises; their sum is `log_prob`. An
-    ID that stops early has its end as a last code, one above the codes of its level.
+    ID that stops early has its end as a last code, one above the codes of its level. Where the
+    generator thinks, a level has a `thought` too: the cluster of codes that it points to.
     `history`: each item of the history with the number of leading codes it shares with the item
     and the cosine of their vectors, nearest first.
     """
@@ -62,6 +63,10 @@ def explain(recommender: Recommender, history: Sequence[str], item_id: str) -> d
         raise DataError("explain needs a history of at least one item, got none")
     target = int(items.rows([item_id], where="explain")[0])
     levels = level_log_probs(recommender, rows, target)
+    if getattr(recommender.generator.value, "thinks", False):
+        thoughts = thoughts_in_words(recommender, rows, target)
+        for level, thought in zip(levels, thoughts, strict=True):
+            level["thought"] = thought
     similarity = cosines(vectors[rows], vectors[target])
     shared = shared_codes(recommender.ids.codes, rows, target)
     return {
@@ -85,9 +90,7 @@ def explain(recommender: Recommender, history: Sequence[str], item_id: str) -> d
 def level_log_probs(recommender: Recommender, rows_T: Ints, target: int) -> list[dict[str, Any]]:
     """One {"code", "log_prob"} a level of the target's ID, following the generator down."""
     generator, index = recommender.generator.value, recommender.index
-    batch = HistoryBatch.from_histories(
-        Histories.from_lists([rows_T]), max_length=int(generator.max_length)
-    ).to(recommender.device)
+    batch = batch_of(recommender, rows_T)
     state, levels = generator.start(batch), []
     renormalise = recommender.renormalise and not getattr(generator, "independent_codes", False)
     nodes, codes, parents = index.root(1), None, None
@@ -102,6 +105,53 @@ def level_log_probs(recommender: Recommender, rows_T: Ints, target: int) -> list
         if ends:
             break
     return levels
+
+
+@torch.inference_mode()
+def thoughts_in_words(recommender: Recommender, rows_T: Ints, target: int) -> list[dict[str, Any]]:
+    """What the generator's thought before each code of the target's ID says.
+
+    `cluster` of codes and its `probability`; `holds_code`: whether the code that follows is in it;
+    `words`: what sets the items of these codes apart from those of other clusters, among the
+    `num_items` items of the cluster under the prefix so far or, where there are none (`legal` is
+    false: no such ID exists), in the whole catalogue.
+    """
+    generator, codes_NL = recommender.generator.value, recommender.ids.codes
+    codes_L = codes_NL[target]
+    said = generator.thought_clusters(
+        batch_of(recommender, rows_T),
+        torch.from_numpy(codes_L)[None, None].to(recommender.device),
+    )
+    thoughts, under_N = [], np.ones(len(codes_NL), dtype=bool)
+    for level, code in enumerate(codes_L.tolist()):
+        cluster = int(said.clusters_BKL[0, 0, level])
+        has_code_N = codes_NL[:, level] >= 0
+        cluster_V = generator.clusters.clusters(level).cpu().numpy()
+        cluster_N = np.where(has_code_N, cluster_V[codes_NL[:, level]], -1)
+        legal = bool((under_N & (cluster_N == cluster)).any())
+        rows_M = np.flatnonzero(has_code_N & (under_N if legal else True))
+        names = recommender.words.names(rows_M, cluster_N[rows_M])
+        thoughts.append(
+            {
+                "cluster": cluster,
+                "words": list(names.get(cluster, ())),
+                "probability": float(said.probs_BKL[0, 0, level]),
+                "holds_code": bool(said.contains_BKL[0, 0, level]),
+                "legal": legal,
+                "num_items": int((cluster_N[rows_M] == cluster).sum()),
+            }
+        )
+        if code < 0:
+            break
+        under_N &= codes_NL[:, level] == code
+    return thoughts
+
+
+def batch_of(recommender: Recommender, rows_T: Ints) -> HistoryBatch:
+    """One history as the generator reads it."""
+    histories = Histories.from_lists([rows_T])
+    longest = int(recommender.generator.value.max_length)
+    return HistoryBatch.from_histories(histories, max_length=longest).to(recommender.device)
 
 
 def inspect(

@@ -36,6 +36,7 @@ from sidrec.retrieval.top_items import top_items
 from sidrec.tokenizers.collisions import assign_new
 from sidrec.tokenizers.health import Health
 from sidrec.tokenizers.lifecycle import ids_version
+from sidrec.tokenizers.tree import ItemWords
 from sidrec.types import (
     PAD,
     Bools,
@@ -310,6 +311,11 @@ class Recommender:
     def titles(self) -> list[str]:
         """A short name of every item."""
         return self.items.titles()
+
+    @cached_property
+    def words(self) -> ItemWords:
+        """The words of every item, to name groups of items by."""
+        return ItemWords.of(self.items.texts())
 
     # ---------------------------------------------------------------- changing
 

@@ -42,6 +42,10 @@ def command(
     unknown: Annotated[
         str, typer.Option("--unknown", help="error, or skip items the catalogue lacks.")
     ] = "error",
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say of each item what the generator makes of its codes."),
+    ] = False,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
@@ -58,7 +62,7 @@ def command(
     recommender = load(options.bundle_path(bundle), device=device or "auto")
     frame = recommender.recommend(
         histories=[request["history"] for request in requests],
-        user_ids=[str(request["user_id"]) for request in requests],
+        user_ids=[str(place) for place in range(len(requests))],
         k=k,
         system=system or None,
         exclude=_ids(exclude),
@@ -67,6 +71,12 @@ def command(
         unknown=unknown,
     )
     rows = frame.to_dicts()
+    for row in rows:
+        request = requests[int(row["user_id"])]
+        row["user_id"] = str(request["user_id"])
+        if explain:
+            asked = known(recommender, request["history"], unknown)
+            row["explanation"] = recommender.explain(asked, row["item_id"]) if asked else None
     if json:
         output.as_json(rows)
     elif histories is not None:
@@ -76,6 +86,41 @@ def command(
         columns = ("rank", "item_id", "title", "score", "semantic_id", "source")
         cells = [[short(row[name]) for name in columns] for row in rows]
         output.table(f"the next {k} items", columns, cells)
+        for row in rows if explain else ():
+            output.line()
+            explanation_table(row)
+
+
+def known(recommender: Any, history: list[str], unknown: str) -> list[str]:
+    """The items of a history that the catalogue has, where unknown ones are to be left out."""
+    if unknown != "skip":
+        return history
+    return [item for item in history if str(item) in recommender.items.row_of]
+
+
+def explanation_table(row: dict[str, Any]) -> None:
+    """Level by level: what the thought before the code says, where there are any, and the code."""
+    found, title = row["explanation"], f"{row['rank']}. {short(row['title'])}"
+    if found is None:
+        output.line(f"{title}: by popularity, for an empty history")
+        return
+    columns, cells = ["level"], []
+    thinks = "thought" in found["levels"][0]
+    columns += ["the thought before it", "probability", "holds the code"] if thinks else []
+    for number, level in enumerate(found["levels"], 1):
+        cell = [number]
+        if thinks:
+            thought = level["thought"]
+            words = ", ".join(thought["words"]) or f"cluster {thought['cluster']}"
+            words = words if thought["legal"] else f"({words})"
+            held = "yes" if thought["holds_code"] else "no"
+            cell += [words, f"{thought['probability']:.2f}", held]
+        cells.append([*cell, level["code"], level["log_prob"]])
+    output.table(
+        f"{title}: log-probability {found['log_prob']:.3f}",
+        [*columns, "code", "log-probability"],
+        cells,
+    )
 
 
 def read_requests(path: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError
-from sidrec.generators.causal import Causal, CausalConfig, DepthLevel, Seen, State
+from sidrec.generators.causal import Causal, CausalConfig, Seen, State
+from sidrec.generators.depth_decoder import DepthLevel
 from sidrec.generators.thoughts import (
     CodeClusters,
     Thinking,
@@ -62,7 +63,7 @@ class ThinkingState(NamedTuple):
 
 
 class Summary(nn.Module):
-    """The light decoder: what the history alone says of the target; trains thoughts, else unused."""
+    """The light decoder: what the history alone says of the target. Only training uses it."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class S2gr(Causal):
     def __init__(self, ids: SemanticIds, vectors_ND: Floats, config: S2grConfig) -> None:
         super().__init__(ids, vectors_ND, config)
         self._passes: list[Thinking] | None = None
-        if config.thoughts == "none":
+        if not self.thinks:
             return
         width, num_levels = config.width, ids.num_levels
         self.positions_LD = nn.Parameter(0.02 * torch.randn(num_levels, width))
@@ -97,6 +98,11 @@ class S2gr(Causal):
             hidden = max(1, config.depth_hidden // 2)
             self.summary = Summary(width, hidden, config.depth_dropout)
         self.clusters = CodeClusters("s2gr", list(self.codes), self.symbols_NL, config)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether there are thoughts; `thought_clusters` says what they mean."""
+        return self.config.thoughts != "none"
 
     # ------------------------------------------------------------------ thoughts
 
@@ -125,7 +131,7 @@ class S2gr(Causal):
 
     def thought_clusters(self, batch: HistoryBatch, codes_BKL: Tensor) -> ThoughtClusters:
         """What each thought says before each code of the given IDs. ConfigError without any."""
-        if self.config.thoughts == "none":
+        if not self.thinks:
             raise ConfigError('thought_clusters needs thoughts, got s2gr.thoughts = "none"')
         ends_L = torch.tensor(self.num_codes, device=codes_BKL.device)
         symbols_BKL = torch.where(codes_BKL < 0, ends_L, codes_BKL)
@@ -140,7 +146,7 @@ class S2gr(Causal):
 
     def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """`causal`'s loss, plus what the thoughts are taught."""
-        if self.config.thoughts == "none":
+        if not self.thinks:
             return super().loss(batch)
         if self.training:
             self.clusters.count_step(list(self.codes))
@@ -157,22 +163,22 @@ class S2gr(Causal):
 
     def path_logits(
         self,
-        states: Tensor,
-        symbols: Tensor,
+        states_PD: Tensor,
+        symbols_PL: Tensor,
         parents_L: list[Tensor],
         nodes_L: list[Tensor],
         seen: Seen,
     ) -> list[Tensor]:
         """As in `causal`, with the thoughts along these IDs."""
-        if self.config.thoughts == "none":
-            return super().path_logits(states, symbols, parents_L, nodes_L, seen)
-        thoughts_L = self.path_thoughts(states, symbols)
+        if not self.thinks:
+            return super().path_logits(states_PD, symbols_PL, parents_L, nodes_L, seen)
+        thoughts_L = self.path_thoughts(states_PD, symbols_PL)
         if self._passes is not None and not self._passes:
             stacked_LPD = torch.stack(thoughts_L)
-            self._passes.append(Thinking(stacked_LPD, self.summary(states), symbols))
+            self._passes.append(Thinking(stacked_LPD, self.summary(states_PD), symbols_PL))
         return [
             self.logits(
-                level, states, symbols[..., :level], parents_L[level], nodes_L, seen,
+                level, states_PD, symbols_PL[..., :level], parents_L[level], nodes_L, seen,
                 self.heard(level, thoughts_L),
             )
             for level in range(len(self.codes))
@@ -183,7 +189,7 @@ class S2gr(Causal):
     def start(self, batch: HistoryBatch) -> Any:
         """Encode each history once; with all thoughts first, make them now."""
         state = super().start(batch)
-        if self.config.thoughts == "none":
+        if not self.thinks:
             return state
         if self.config.thoughts == "stepwise":
             return ThinkingState(state, ())

@@ -14,16 +14,16 @@ Source:   S2GR, arXiv:2601.18664, eq. 15 to 24.
 Differs:  the blocks, softmax and input are those of `tiger`, without user token. A thought is the
           normalised output of the decoder, which is on the scale of the embeddings that it reads.
           With `first`, places are e_0, t_1, ..., t_L, s_1, ..., s_{L-1}.
-Cost:     training: L + 1 sequential decoder passes a bucket of targets, twice the places of `tiger`.
-          Decoding: two places a level and beam instead of one, and twice the cache.
-Shapes:   B requests, R training rows, K candidates, W beams, L levels, Q places of one pass, S source
-          tokens, D width, H heads.
+Cost:     training: L + 1 decoder passes one after another a bucket of targets, over twice the
+          places of `tiger`. Decoding: two places a level and beam, and twice the cache.
+Shapes:   B requests, R training rows, K candidates, W beams, L levels, Q places of one pass,
+          S source tokens, D width, H heads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from sidrec.generators.thoughts import (
 )
 from sidrec.generators.tiger import PAD_TOKEN, Tiger, TigerConfig, TigerState
 from sidrec.t5 import DecoderBlock, Memory, RmsNorm, Sizes, initialise
-from sidrec.types import CatalogueContext, HistoryBatch, SemanticIds
+from sidrec.types import HistoryBatch, SemanticIds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,11 @@ class S2grTiger(Tiger):
 
     config_class: ClassVar[type] = S2grTigerConfig
     config: S2grTigerConfig
-    codes_NL: Tensor
-    ends_L: Tensor
 
     def __init__(self, ids: SemanticIds, config: S2grTigerConfig) -> None:
         super().__init__(ids, config)
         self._passes: list[Thinking] | None = None
-        if config.thoughts == "none":
+        if not self.thinks:
             return
         self.positions_LD = nn.Parameter(0.02 * torch.randn(ids.num_levels, config.width))
         if config.supervision:
@@ -80,13 +78,10 @@ class S2grTiger(Tiger):
         symbols_NL = torch.where(self.codes_NL < 0, self.ends_L, self.codes_NL)
         self.clusters = CodeClusters("s2gr_tiger", self.code_tables(), symbols_NL, config)
 
-    @classmethod
-    def build(cls, context: CatalogueContext, config: S2grTigerConfig) -> Self:
-        """A model seeded by `config.seed`; needs semantic IDs, vectors only to start from them."""
-        model = super().build(context, config)
-        if config.thoughts != "none":
-            model.clusters.refresh(model.code_tables())
-        return model
+    @property
+    def thinks(self) -> bool:
+        """Whether there are thoughts; `thought_clusters` says what they mean."""
+        return self.config.thoughts != "none"
 
     def code_tables(self) -> list[Tensor]:
         """L tables (V, D): the embeddings of the codes of each level."""
@@ -97,7 +92,7 @@ class S2grTiger(Tiger):
 
     def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """`tiger`'s loss, plus what the thoughts are taught."""
-        if self.config.thoughts == "none":
+        if not self.thinks:
             return super().loss(batch)
         if self.training:
             self.clusters.count_step(self.code_tables())
@@ -114,14 +109,12 @@ class S2grTiger(Tiger):
             torch.cat([p.summaries_PD for p in passes]),
             torch.cat([p.symbols_PL for p in passes]),
         )
-        taught, more = teach(
-            passed, self.clusters, self.code_tables(), self.num_codes, self.config
-        )
+        taught, more = teach(passed, self.clusters, self.code_tables(), self.num_codes, self.config)
         return loss + taught, parts | more
 
     def thought_clusters(self, batch: HistoryBatch, codes_BKL: Tensor) -> ThoughtClusters:
         """What each thought says before each code of the given IDs. ConfigError without any."""
-        if self.config.thoughts == "none":
+        if not self.thinks:
             raise ConfigError('thought_clusters needs thoughts, got s2gr_tiger.thoughts = "none"')
         symbols_BKL = torch.where(codes_BKL < 0, self.ends_L, codes_BKL)
         tokens_BKL = symbols_BKL + self.first_tokens_L
@@ -133,7 +126,7 @@ class S2grTiger(Tiger):
         )  # fmt: skip
 
     def _decode(self, x_BSD: Tensor, mask_B11S: Tensor, tokens_BKL: Tensor) -> Tensor:
-        if self.config.thoughts == "none":
+        if not self.thinks:
             return super()._decode(x_BSD, mask_B11S, tokens_BKL)
         x_BKLD, thoughts_L = self._unrolled(x_BSD, mask_B11S, tokens_BKL)
         if self._passes is not None:  # one candidate a row: the target
@@ -149,7 +142,7 @@ class S2grTiger(Tiger):
         """(B, K, L, D) outputs that the given codes are scored by, and L thoughts (B, K, D)."""
         num_levels, num_places = tokens_BKL.shape[2], 2 * tokens_BKL.shape[2]
         bias_HPP = self._causal_bias(num_places)
-        memory = [block.cross.remember(x_BSD) for block in self.decoder]
+        memory = [block.cross.remember(x_BSD) for block in self.decoder_blocks]
         pasts: list[Memory | None] = [None] * len(self.decoder)
         codes_BKLD = self.dropout(self.embedding(tokens_BKL[..., :-1]))
         place = 0
@@ -159,11 +152,9 @@ class S2grTiger(Tiger):
             nonlocal place
             end = place + x_BKQD.shape[2]
             bias_HQP = bias_HPP[:, place:end, :end]
-            for number, (block, (keys, values)) in enumerate(
-                zip(self.decoder, memory, strict=True)
-            ):
+            for number, block in enumerate(self.decoder_blocks):
                 x_BKQD, pasts[number] = block.extend(
-                    x_BKQD, pasts[number], bias_HQP, keys, values, mask_B11S
+                    x_BKQD, pasts[number], bias_HQP, *memory[number], mask_B11S
                 )
             place = end
             return self.dropout(self.decoder_norm(x_BKQD))
@@ -189,7 +180,8 @@ class S2grTiger(Tiger):
         tokens_B11 = torch.full((len(x_BSD), 1, 1), PAD_TOKEN, device=x_BSD.device)
         x_B11D = self.dropout(self.embedding(tokens_B11))
         alone = x_BSD.new_zeros(1, 1, 1)
-        for block in self.light:
+        blocks: list[DecoderBlock] = list(self.light)  # type: ignore[arg-type]
+        for block in blocks:
             x_B11D = block(x_B11D, alone, *block.cross.remember(x_BSD), mask_B11S)
         return self.light_norm(x_B11D)[:, 0, 0]
 
@@ -199,14 +191,14 @@ class S2grTiger(Tiger):
         self, state: TigerState, codes_BW: Tensor | None, parents_BW: Tensor | None
     ) -> tuple[Tensor, TigerState]:
         """Logits (B, W, V) of the next level, from the thought that each beam makes first."""
-        if self.config.thoughts == "none":
+        if not self.thinks:
             return super().step(state, codes_BW, parents_BW)
         level = state.level
         state, x_BWD = self._last_code(state, codes_BW, parents_BW)
-        now: range | list[int] = [level]
+        due = [level]
         if self.config.thoughts == "first":
-            now = [] if level else range(len(self.num_codes))
-        for thinking in now:
+            due = [] if level else list(range(len(self.num_codes)))
+        for thinking in due:
             state, x_BWD = self._next_place(state, x_BWD)
             x_BWD = x_BWD + self.positions_LD[thinking]
         state, x_BWD = self._next_place(state, x_BWD)

@@ -118,12 +118,10 @@ class CodeClusters(nn.Module):
             first_KD = table_VD.detach()[used[torch.randperm(len(used))[:size]]].float()
             self.register_buffer(f"used{level}", used, persistent=False)
             self.register_buffer(f"centroids{level}", first_KD.clone())
-            self.register_buffer(
-                f"clusters{level}", torch.zeros(len(table_VD), dtype=torch.int64)
-            )
+            self.register_buffer(f"clusters{level}", torch.zeros(len(table_VD), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
         self.num_steps: int | None = 0  # `steps` as a number, so that a step waits for no GPU
-        self.num_levels = len(sizes)
+        self.register_load_state_dict_post_hook(forget_steps)
         self.refresh(tables_L)
 
     def centroids(self, level: int) -> Tensor:
@@ -176,9 +174,10 @@ class CodeClusters(nn.Module):
             contains.append((self.clusters(level)[symbols_BK] == top) & live_BKL[..., level])
         return ThoughtClusters(*(torch.stack(x, dim=-1) for x in (tops, probs, contains)))
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        self.num_steps = None
+
+def forget_steps(clusters: Any, _: Any) -> None:
+    """After loading: the number of steps is the loaded one."""
+    clusters.num_steps = None
 
 
 def teach(
@@ -265,7 +264,7 @@ def cosines(states: Tensor, table_KD: Tensor) -> Tensor:
 
 
 def kmeans(points_VD: Tensor, centroids_KD: Tensor, num_iters: int) -> Tensor:
-    """(K, D) Lloyd's centroids from a start; one that nobody chose restarts at a worst-fit point."""
+    """(K, D) Lloyd's centroids; one that no point is nearest to restarts at a worst-fit point."""
     clusters_V = nearest(points_VD, centroids_KD)
     for _ in range(num_iters):
         counts_K = torch.bincount(clusters_V, minlength=len(centroids_KD))

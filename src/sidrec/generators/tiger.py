@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,10 @@ class TigerState:
 class Tiger(nn.Module):
     """Encoder-decoder generator; a `sidrec.contracts.Generator`."""
 
-    config_class = TigerConfig
+    config_class: ClassVar[type] = TigerConfig
+    codes_NL: Tensor
+    ends_L: Tensor
+    first_tokens_L: Tensor
 
     def __init__(self, ids: SemanticIds, config: TigerConfig) -> None:
         super().__init__()
@@ -145,6 +148,11 @@ class Tiger(nn.Module):
                 model.embedding.weight[1:] = code_vectors(ids, context.vectors, config.width)
             return model
 
+    @property
+    def decoder_blocks(self) -> list[DecoderBlock]:
+        """The blocks of the decoder, first to last."""
+        return list(self.decoder)  # type: ignore[arg-type]
+
     def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean nats of a whole semantic ID, over every (or sampled) target of the batch.
 
@@ -178,7 +186,7 @@ class Tiger(nn.Module):
     def start(self, batch: HistoryBatch) -> TigerState:
         """Encode each history once and lay out keys and values for every decoder block."""
         x_BSD, mask_B11S = self._encode(self._histories(batch))
-        memory = [block.cross.remember(x_BSD) for block in self.decoder]
+        memory = [block.cross.remember(x_BSD) for block in self.decoder_blocks]
         inner = self.config.num_heads * self.config.head_width
         cache = mask_B11S.new_zeros(len(self.decoder), 2, batch.num_requests, 0, inner)
         return TigerState(memory, mask_B11S, cache)
@@ -213,8 +221,8 @@ class Tiger(nn.Module):
         cache = state.cache.new_empty(blocks, 2, rows, places + 1, inner)
         cache[..., :places, :] = state.cache
         bias_HP = self.decoder_bias(places + 1)[:, -1]
-        for block, (keys, values), kept in zip(self.decoder, state.memory, cache, strict=True):
-            x_BWD = block.step(x_BWD, bias_HP, kept, keys, values, state.mask_B11S)
+        for block, memory, kept in zip(self.decoder_blocks, state.memory, cache, strict=True):
+            x_BWD = block.step(x_BWD, bias_HP, kept, *memory, state.mask_B11S)
         return replace(state, cache=cache), self.decoder_norm(x_BWD)
 
     def _histories(self, batch: HistoryBatch) -> Tensor:
@@ -257,7 +265,7 @@ class Tiger(nn.Module):
         inputs_BKL = F.pad(tokens_BKL[..., :-1], (1, 0), value=PAD_TOKEN)
         x_BKLD = self.dropout(self.embedding(inputs_BKL))
         bias_HLL = self._causal_bias(x_BKLD.shape[2])
-        for block in self.decoder:
+        for block in self.decoder_blocks:
             x_BKLD = block(x_BKLD, bias_HLL, *block.cross.remember(x_BSD), mask_B11S)
         return self.dropout(self.decoder_norm(x_BKLD))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from scipy import sparse
@@ -24,6 +25,7 @@ from sidrec.errors import DataError
 from sidrec.types import Ints, SemanticIds
 
 Prefix = tuple[int, ...]
+STOP_WORDS = ENGLISH_STOP_WORDS | {"brand", "categories"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def prefix_names(
     *,
     num_words: int = 3,
     depth: int | None = None,
-    stop_words: frozenset[str] = ENGLISH_STOP_WORDS | {"brand", "categories"},
+    stop_words: frozenset[str] = STOP_WORDS,
 ) -> IdTree:
     """The tree of the IDs, each node named by its most telling words, down to `depth` levels."""
     if len(texts) != len(ids):
@@ -111,6 +113,32 @@ def prefix_names(
             )
         parents_N[alive] = group_N
     return IdTree(ids, nodes)
+
+
+@dataclass(frozen=True, eq=False)
+class ItemWords:
+    """The words of all items, to name any groups of them."""
+
+    words_NF: sparse.csr_matrix
+    vocabulary: list[str]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], *, stop_words: frozenset[str] = STOP_WORDS) -> Self:
+        """From one text an item."""
+        return cls(*_words(texts, stop_words))
+
+    def names(
+        self, rows_M: Ints, groups_M: Ints, *, num_words: int = 3
+    ) -> dict[int, tuple[str, ...]]:
+        """Group number -> the words that set its items apart from those of the other groups."""
+        if not len(rows_M):
+            return {}
+        numbers, group_M = np.unique(groups_M, return_inverse=True)
+        one_parent = np.zeros(len(numbers), dtype=np.int64)
+        names = _telling_words(
+            self.words_NF[rows_M], group_M.ravel(), one_parent, self.vocabulary, num_words
+        )
+        return dict(zip(numbers.tolist(), names, strict=True))
 
 
 def _words(texts: Sequence[str], stop_words: frozenset[str]) -> tuple[sparse.csr_matrix, list[str]]:
