@@ -52,6 +52,7 @@ METHODS: dict[str, dict[str, str]] = {
         "transition_graph": "sidrec.scorers.transition_graph:TransitionGraph",
         "sasrec": "sidrec.scorers.sasrec:SASRec",
         "dense": "sidrec.scorers.dense:Dense",
+        "lite": "sidrec.scorers.lite:Lite",
         "content_knn": "sidrec.scorers.content_knn:ContentKnn",
     },
     "retrievers": {

@@ -20,6 +20,7 @@ from sidrec import methods
 from sidrec.batching import TrainingBatches
 from sidrec.config import Method
 from sidrec.data import split
+from sidrec.mixture_of_experts import count_parameters
 from sidrec.processes import choose_device
 from sidrec.recipe import RunConfig, describe, read_data
 from sidrec.types import CatalogueContext, Dataset, Histories, ItemVectors, SemanticIds
@@ -47,9 +48,11 @@ def plan(settings: RunConfig, data: Dataset | None = None) -> dict[str, Any]:
         if chosen.train is None:
             continue
         model = methods.resolve(chosen.stage, chosen.name).build(context, chosen.config)
-        weights = sum(p.numel() for p in model.parameters())
+        weights, active = count_parameters(model)
         taken = training_seconds(model, chosen, parts.train, device)
-        figures[f"{chosen.name}: parameters"] = f"{weights:,}"
+        figures[f"{chosen.name}: parameters"] = f"{weights:,}" + (
+            f", {active:,} of them active" if active < weights else ""
+        )
         figures[f"{chosen.name}: training at most"] = f"{taken / 60:.1f} min"
         most_bytes, seconds = max(most_bytes, 4 * weights), seconds + taken
     vectors = context.vectors.vectors.nbytes if context.vectors else 0

@@ -33,6 +33,7 @@ TRAINING: dict[str, TrainConfig] = {
     "parallel": SMALL_STEPS,
     "sasrec": replace(SMALL_STEPS, epochs=12),
     "dense": replace(SMALL_STEPS, epochs=10),
+    "lite": replace(SMALL_STEPS, epochs=10),
     "tiger": TrainConfig(),
     "s2gr": SMALL_STEPS,
     "s2gr_tiger": TrainConfig(),

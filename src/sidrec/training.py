@@ -107,7 +107,8 @@ def train(
     """Train `model` in place; it ends with the weights that validated best.
 
     The model offers `loss(batch) -> (mean nats a target, parts)` and `max_length`, and may offer
-    `no_weight_decay(parameter_name) -> bool` and `augment(batch, generator) -> batch`.
+    `no_weight_decay(parameter_name) -> bool`, `augment(batch, generator) -> batch` and
+    `check_batches(num_positions)`, which raises ConfigError where full batches are too small.
     `validate(model)` runs in eval mode without gradients; higher is better. Without it the last
     weights stay. A `run_dir` that holds an unfinished run of the same settings and data is
     resumed; one that holds a finished run gives its weights and result back at once.
@@ -145,6 +146,8 @@ class _Run:
         self.model, self.config, self.validate = model.to(team.device), config, validate
         self.folder = None if run_dir is None else Path(run_dir) / "checkpoints"
         self.on_event, self.team, self.interruption = on_event, team, interruption
+        if check := getattr(model, "check_batches", None):
+            check(config.batch_positions)
         self.batches = TrainingBatches.cut(
             train, max_length=int(model.max_length), batch_positions=config.batch_positions
         )

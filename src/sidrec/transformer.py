@@ -1,8 +1,9 @@
 """A small causal transformer over item positions, and the full-catalogue softmax loss.
 
 Pre-norm blocks, batched-matmul attention with a learnt bias per head and distance (so positions
-count backwards from the present), GELU feed-forward. Histories are padded on the right: a real
-position never sees padding, so no mask beyond causality exists and padding changes nothing.
+count backwards from the present), GELU feed-forward or, with several experts, a routed one
+(`mixture_of_experts`). Histories are padded on the right: a real position never sees padding, so
+no mask beyond causality exists and padding changes nothing.
 
 Source:   Vaswani et al. 2017 (arXiv:1706.03762); relative bias as T5 (arXiv:1910.10683), one per
           distance; the loss is exact cross-entropy over the catalogue with its gradient formed
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError
+from sidrec.mixture_of_experts import MixtureOfExperts, Routing
 from sidrec.types import HistoryBatch
 
 BLOCK_ROWS = 256  # rows of logits that exist at one time in `full_softmax_loss`
@@ -52,21 +54,49 @@ class FastDropout(nn.Module):
 class CausalBlock(nn.Module):
     """Attention and feed-forward with residuals; (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        hidden: int,
+        dropout: float,
+        num_experts: int = 1,
+        experts_per_token: int = 2,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm_attention = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm_hidden = nn.LayerNorm(width)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
         self.dropout = FastDropout(dropout)
+        self.routed = num_experts > 1
+        if self.routed:
+            self.moe = MixtureOfExperts(width, hidden, num_experts, experts_per_token, self.dropout)
+        else:
+            self.up = nn.Linear(width, hidden)
+            self.down = nn.Linear(hidden, width)
 
-    def forward(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, bias_HTT: Tensor, routings: list[Routing] | None = None
+    ) -> Tensor:
         x_BTD = x_BTD + self.dropout(self._attend(self.norm_attention(x_BTD), bias_HTT))
-        hidden = self.dropout(F.gelu(self.up(self.norm_hidden(x_BTD))))
-        return x_BTD + self.dropout(self.down(hidden))
+        normed_BTD = self.norm_hidden(x_BTD)
+        if not self.routed:
+            return x_BTD + self.dropout(self.down(self.dropout(F.gelu(self.up(normed_BTD)))))
+        y_BTD, routing = self.moe(normed_BTD)
+        if routings is not None:
+            routings.append(routing)
+        return x_BTD + self.dropout(y_BTD)
+
+    def start_small(self, num_layers: int) -> None:
+        """Draw what writes into the residual stream anew: GPT-2's 1/sqrt(2 * layers)."""
+        linears: list[Any] = [self.out]
+        linears += [expert.down for expert in self.moe.experts] if self.routed else [self.down]
+        for linear in linears:
+            nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * num_layers))
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
     def _attend(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
@@ -80,6 +110,9 @@ class CausalBlock(nn.Module):
 class CausalTransformer(nn.Module):
     """Stack of causal blocks with a final norm; position t sees positions <= t only."""
 
+    distance_TT: Tensor
+    future_TT: Tensor
+
     def __init__(
         self,
         *,
@@ -89,10 +122,13 @@ class CausalTransformer(nn.Module):
         hidden: int,
         dropout: float,
         max_length: int,
+        num_experts: int = 1,
+        experts_per_token: int = 2,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            CausalBlock(width, num_heads, hidden, dropout) for _ in range(num_layers)
+            CausalBlock(width, num_heads, hidden, dropout, num_experts, experts_per_token)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(width)
         self.distance_bias = nn.Parameter(torch.zeros(num_layers, num_heads, max_length))
@@ -101,16 +137,16 @@ class CausalTransformer(nn.Module):
         self.register_buffer("distance_TT", distance.clamp_min(0), persistent=False)
         future = torch.zeros(max_length, max_length).masked_fill(distance < 0, -math.inf)
         self.register_buffer("future_TT", future, persistent=False)
-        for block in self.blocks:  # residual branches start small: GPT-2's 1/sqrt(2 * layers)
-            for linear in (block.out, block.down):
-                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * num_layers))
-                nn.init.zeros_(linear.bias)
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks:
+            block.start_small(num_layers)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """States (B, T, D); appends to `routings`, where given, what each routed layer chose."""
         T = x_BTD.shape[1]
         distance = self.distance_TT[:T, :T]
         for bias_HT, block in zip(self.distance_bias, self.blocks, strict=True):
-            x_BTD = block(x_BTD, bias_HT[:, distance] + self.future_TT[:T, :T])
+            x_BTD = block(x_BTD, bias_HT[:, distance] + self.future_TT[:T, :T], routings)
         return self.norm(x_BTD)
 
 

@@ -41,6 +41,7 @@ from sidrec.generators.code_tree import CodeTree
 from sidrec.generators.depth_decoder import DepthLevel, code_centroids, code_table, symbols_of
 from sidrec.generators.prefix_loss import pairwise_nats, pointwise_nats, weighted
 from sidrec.item_inputs import ItemInputs
+from sidrec.mixture_of_experts import Routing, balance_loss, require_experts, require_positions
 from sidrec.transformer import (
     CausalTransformer,
     FastDropout,
@@ -68,6 +69,12 @@ class CausalConfig:
     """Attention heads."""
     hidden_multiplier: int = 2
     """Width of the feed-forward layer, as a multiple of D."""
+    num_experts: int = 1
+    """E, feed-forwards that a router chooses from (`mixture_of_experts`); 1 is the plain layer."""
+    experts_per_token: int = 2
+    """k, experts that each position takes; each has 1/k of the feed-forward's hidden width."""
+    balance_weight: float = 0.01
+    """Weight of the loss that spreads positions over the experts."""
     dropout: float = 0.3
     """Inside the blocks, on attention and both branches."""
     input_dropout: float = 0.5
@@ -113,6 +120,13 @@ class CausalConfig:
         for name in ("prefix_temperature", "prefix_negatives"):
             if (value := getattr(self, name)) <= 0:
                 raise ConfigError(f"causal.{name} must be above 0, got {value}")
+        require_experts(
+            "causal",
+            self.num_experts,
+            self.experts_per_token,
+            self.hidden_multiplier * self.width,
+            self.balance_weight,
+        )
 
 
 class Seen(NamedTuple):
@@ -161,6 +175,8 @@ class Causal(nn.Module):
             hidden=config.hidden_multiplier * width,
             dropout=config.dropout,
             max_length=config.max_length,
+            num_experts=config.num_experts,
+            experts_per_token=config.experts_per_token,
         )
         self.starts = self.part_starts(config, num_levels)
         parts = [
@@ -204,8 +220,8 @@ class Causal(nn.Module):
 
     # ------------------------------------------------------------------ history
 
-    def states(self, batch: HistoryBatch) -> Tensor:
-        """(B, T, D) one state a position; T is at most `max_length`."""
+    def states(self, batch: HistoryBatch, routings: list[Routing] | None = None) -> Tensor:
+        """(B, T, D) one state a position; T is at most `max_length`. See `CausalTransformer`."""
         rows_BT = batch.items_BT.clamp_min(0)
         x_BTD = self.project(self.inputs.vectors_ND[rows_BT])
         learnt_BTD = sum(
@@ -214,7 +230,7 @@ class Causal(nn.Module):
         )
         if self.items is not None:
             learnt_BTD = learnt_BTD + self.items(rows_BT)
-        return self.encoder(self.dropout(x_BTD + learnt_BTD * self.config.width**0.5))
+        return self.encoder(self.dropout(x_BTD + learnt_BTD * self.config.width**0.5), routings)
 
     def history_states(self, batch: HistoryBatch) -> Tensor:
         """(B, D) one state a history."""
@@ -229,11 +245,12 @@ class Causal(nn.Module):
     # ------------------------------------------------------------------ training
 
     def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean nats per target: of its codes, plus the weighted item softmax."""
+        """Mean nats per target: of its codes, plus the weighted item softmax and balance."""
         batch = batch.last(self.max_length)
         assert batch.targets_BT is not None
         real = batch.targets_BT >= 0
-        states_PD, targets_P = self.states(batch)[real], batch.targets_BT[real]
+        routings: list[Routing] = []
+        states_PD, targets_P = self.states(batch, routings)[real], batch.targets_BT[real]
         table_ND = self.item_table()
         symbols_PL = self.symbols_NL[targets_P]
         parents_L = [self.tree.parents_of(level, targets_P) for level in range(len(self.codes))]
@@ -253,6 +270,10 @@ class Causal(nn.Module):
             )
             parts["item_nats"] = item_nats.detach()
             loss = loss + self.config.item_loss_weight * item_nats
+        if routings:
+            balance, shares = balance_loss(routings, real)
+            parts |= shares
+            loss = loss + self.config.balance_weight * balance
         return loss, parts
 
     def trained_nats(
@@ -311,6 +332,12 @@ class Causal(nn.Module):
                 for p in parts
             ]
         return torch.stack([len(x) * weighted(x, config.prefix_focus) for x in losses]).sum()
+
+    def check_batches(self, num_positions: int) -> None:
+        """ConfigError where batches of so many positions are too small for the experts."""
+        require_positions(
+            "causal", self.config.num_experts, self.config.experts_per_token, num_positions
+        )
 
     @torch.inference_mode()
     def item_scores(self, batch: HistoryBatch) -> Tensor:
