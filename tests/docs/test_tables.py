@@ -126,6 +126,15 @@ def test_verdicts_say_whether_a_figure_reaches_its_floor_and_aim(target, figure,
     assert tables.verdict(tables.Target(figure="x", **target), figure) == expected
 
 
+def test_ratios_within_sidrec_are_not_ratios_to_other_software(monkeypatch):
+    speed = {"file": "benchmarks/speed/w.json"}
+    found = {name: entry(0.4, **speed) for name in ("versus.self.a.latency", "versus.peer.a.rate")}
+    monkeypatch.setattr(tables, "read_figures", lambda gpu: {} if gpu else found)
+    assert "versus.self.a.latency" in tables.speed_table(found)
+    assert "versus.peer" not in tables.speed_table(found)
+    assert "peer" in tables.versus_table(found) and "`self`" not in tables.versus_table(found)
+
+
 def test_an_unknown_table_is_named():
     with pytest.raises(KeyError, match="no table 'bogus'"):
         tables.rendered("<!-- table:bogus -->\n<!-- /table -->", {})

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.item_inputs import ItemInputs
+from sidrec.linear import linear
 from sidrec.transformer import (
     CausalTransformer,
     FastDropout,
@@ -184,9 +185,9 @@ class Lite(nn.Module):
         table_ND = self.served_table()
         states_BD = last_states(self.states(batch, table_ND), batch.lengths_B).float()
         if self.head is None:
-            logits_BN = states_BD @ table_ND.T
+            logits_BN = linear(states_BD, table_ND)
         else:
-            logits_BN = F.linear(states_BD, self.head.weight.float(), self.head.bias.float())
+            logits_BN = linear(states_BD, self.head.weight.float(), self.head.bias.float())
             logits_BN = logits_BN.masked_fill(~self.known_N, -torch.inf)
         return self.repeat_bias.add(logits_BN, distinct(batch))
 
