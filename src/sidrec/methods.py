@@ -32,6 +32,7 @@ METHODS: dict[str, dict[str, str]] = {
         "sarq": "sidrec.tokenizers.sarq:Sarq",
         "acrq": "sidrec.tokenizers.acrq:Acrq",
         "fsq": "sidrec.tokenizers.fsq:Fsq",
+        "barge": "sidrec.tokenizers.barge:BargeTokenizer",
     },
     "collisions": {
         "keep": "sidrec.tokenizers.collisions:keep",

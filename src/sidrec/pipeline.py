@@ -524,7 +524,7 @@ class _Fit:
         """The search of a generator in training, narrow enough to run every epoch."""
         index, width = self.index, min(self.settings.decoding.beam_width, VALIDATION_BEAM)
         decoding = self.settings.decoding
-        weights_N = popularity_weights(index, self.split.train_counts_N)
+        weights_N = popularity_weights(index, self.split.train_counts_N, generator)
         return lambda batch, k, seen: search(
             generator,
             batch.to(self.device),

@@ -71,6 +71,8 @@ def stand_in(dataset: Dataset, train: Histories, settings: RunConfig) -> Catalog
     tokenizer = settings.tokenizer.config
     sizes = getattr(tokenizer, "num_codes", 256)
     levels = int(getattr(tokenizer, "num_levels", 3))
+    if hasattr(tokenizer, "id_sizes"):
+        sizes = tokenizer.id_sizes(num_items)
     sizes = (sizes,) * levels if isinstance(sizes, int) else tuple(sizes)
     if settings.collisions.name == "counter":
         sizes = (*sizes, 16)

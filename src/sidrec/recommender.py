@@ -117,7 +117,7 @@ class Recommender:
     @cached_property
     def weights_N(self) -> torch.Tensor | None:
         """What divides the probability of a shared ID; None where every item has its own."""
-        return popularity_weights(self.index, self.train_counts_N)
+        return popularity_weights(self.index, self.train_counts_N, self.generator.value)
 
     def recommend(
         self,
@@ -498,9 +498,15 @@ def load(path: str | Path, *, device: str = "auto") -> Recommender:
     return Recommender(**bundle.parts(path, choose_device(device)))
 
 
-def popularity_weights(index: PrefixIndex, train_counts_N: Ints) -> torch.Tensor | None:
-    """(N,) training events + 1; None where every item has its own ID."""
-    if index.tree.one_item_a_leaf:
+def popularity_weights(
+    index: PrefixIndex, train_counts_N: Ints, generator: Any = None
+) -> torch.Tensor | None:
+    """(N,) training events + 1; None where every item has its own ID.
+
+    A generator with a search of its own gets them always: it may read parts of IDs, which are
+    shared.
+    """
+    if index.tree.one_item_a_leaf and not hasattr(generator, "search"):
         return None
     return torch.from_numpy(train_counts_N + 1.0).to(index.device)
 

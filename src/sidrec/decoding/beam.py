@@ -77,12 +77,13 @@ def beam_search(
     constrained: bool = True,
     length_penalty: float = 0.0,
     weights_N: Tensor | None = None,
+    widen: bool = True,
     trace: list[LevelTrace] | None = None,
 ) -> Candidates:
     """The k best items of each request with their log-probabilities, best first.
 
-    A beam narrower than k is widened to k, so k items come back whenever k exist; shorter rows end
-    in −1 with score −inf. `constrained=False` searches freely and drops what is no item: use it
+    A beam narrower than k is widened to k, so k items come back whenever k exist, unless `widen`
+    is false; shorter rows end in −1 with score −inf. `constrained=False` searches freely and drops what is no item: use it
     only to see what that loses. `trace` receives one entry a level. `weights_N` are above 0, one a
     catalogue row; an ID's probability goes to those of its items that the rules leave.
     """
@@ -95,7 +96,7 @@ def beam_search(
             f"beam_search: weights_N must cover the {index.num_rows} catalogue rows of the index, "
             f"got {len(weights_N)}; give one value a row"
         )
-    width, num_requests = max(beam_width, k), batch.num_requests
+    width, num_requests = max(beam_width, k if widen else 1), batch.num_requests
     excluded_BX = None
     if rules is not None:
         index = rules.restrict(index)

@@ -19,6 +19,7 @@ from torch import Tensor
 from sidrec.contracts import Generator
 from sidrec.decoding.beam import ended, legal_log_probs, log_shares
 from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.decoding.rules import Exhausted, exhausted
 from sidrec.types import HistoryBatch
 
 
@@ -87,11 +88,16 @@ def item_log_probs(
     rows_BK: Tensor,
     *,
     renormalise: bool = True,
+    excluded_BX: Tensor | None = None,
 ) -> Tensor:
     """(B, K) float32 log-probability of the IDs of given items, as `beam_search` scores them.
 
+    `excluded_BX` are what each request must not get, as `Rules.excluded_rows` gives them.
     Differentiable. Raises DataError when a row is not in the index.
     """
+    closed: list[Exhausted | None] = [None] * index.num_levels
+    if excluded_BX is not None:
+        closed, _ = exhausted(index, excluded_BX)
     codes_BKL = index.codes(rows_BK)
     paths_LBK = index.paths(rows_BK)
     state = generator.start(batch)
@@ -103,7 +109,7 @@ def item_log_probs(
         nodes_BK = paths_LBK[level - 1] if level else index.root(len(rows_BK))
         x_BKV = legal_log_probs(
             index, level, nodes_BK, logits,
-            renormalise=renormalise, ended_BW=ended(index, level, previous),
+            renormalise=renormalise, closed=closed[level], ended_BW=ended(index, level, previous),
         )  # fmt: skip
         own = x_BKV.expand(-1, rows_BK.shape[1], -1) if not level else x_BKV
         total_BK = total_BK + own.gather(2, codes_BK.unsqueeze(2)).squeeze(2)

@@ -64,6 +64,7 @@ class PrefixIndex:
     version: int = 0
     """Goes up by one with each insert or delete."""
     _views: OrderedDict[bytes, PrefixIndex] = field(default_factory=OrderedDict, repr=False)
+    _parts: dict[tuple[int, int], PrefixIndex] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     # ---------------------------------------------------------------- construction and facts
@@ -263,6 +264,20 @@ class PrefixIndex:
             while len(self._views) > MAX_VIEWS:
                 self._views.popitem(last=False)
         return view
+
+    def part(self, start: int, stop: int) -> PrefixIndex:
+        """The same live items by levels `start` … `stop` − 1 of their IDs alone; made once, O(N L).
+
+        Items that differ elsewhere share a leaf.
+        """
+        with self._lock:
+            if (start, stop) not in self._parts:
+                rows_N, symbols_NL = (a.cpu().numpy() for a in self.tree.items())
+                self._parts[start, stop] = self._of_items(
+                    rows_N, symbols_NL[:, start:stop], self.num_codes[start:stop],
+                    self.widths[start:stop], self.num_rows, self.device,
+                )  # fmt: skip
+            return self._parts[start, stop]
 
     def merged(self) -> PrefixIndex:
         """The same live items in fresh base arrays; itself when there is nothing to merge."""

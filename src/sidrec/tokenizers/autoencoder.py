@@ -192,6 +192,12 @@ class Objective:
     def after_epoch(self, epoch: int) -> None:
         """Called after every pass over the items, before dead codes restart; epochs from 1."""
 
+    def revive(
+        self, points_ND: Tensor, optimiser: torch.optim.Optimizer, rng: np.random.Generator
+    ) -> None:
+        """Restart the codes that none of these points chose."""
+        revive(self.model.latents(points_ND), self.model.books, optimiser, rng, self.fixed)
+
 
 def fit_autoencoder(
     points_ND: Tensor,
@@ -253,7 +259,7 @@ def train(objective: Objective, rng: np.random.Generator, rows_N: Tensor | None 
         objective.after_epoch(epoch)
         due = config.revive_every and epoch % config.revive_every == 0
         if due and books and epoch <= config.revive_until * config.epochs:
-            revive(model.latents(points_ND[used_N]), model.books, optimiser, rng, objective.fixed)
+            objective.revive(points_ND[used_N], optimiser, rng)
 
 
 def revive(
