@@ -44,6 +44,7 @@ METHODS: dict[str, dict[str, str]] = {
     "generators": {
         "causal": "sidrec.generators.causal:Causal",
         "tiger": "sidrec.generators.tiger:Tiger",
+        "barge": "sidrec.generators.barge:Barge",
         "parallel": "sidrec.generators.parallel:Parallel",
         "s2gr": "sidrec.generators.s2gr:S2gr",
         "s2gr_tiger": "sidrec.generators.s2gr_tiger:S2grTiger",

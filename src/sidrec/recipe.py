@@ -37,6 +37,7 @@ TRAINING: dict[str, TrainConfig] = {
     "tiger": TrainConfig(),
     "s2gr": SMALL_STEPS,
     "s2gr_tiger": TrainConfig(),
+    "barge": SMALL_STEPS,
 }
 """How each trained method is trained unless the config says otherwise."""
 

@@ -83,9 +83,10 @@ def beam_search(
     """The k best items of each request with their log-probabilities, best first.
 
     A beam narrower than k is widened to k, so k items come back whenever k exist, unless `widen`
-    is false; shorter rows end in −1 with score −inf. `constrained=False` searches freely and drops what is no item: use it
-    only to see what that loses. `trace` receives one entry a level. `weights_N` are above 0, one a
-    catalogue row; an ID's probability goes to those of its items that the rules leave.
+    is false; shorter rows end in −1 with score −inf. `constrained=False` searches freely and drops
+    what is no item: use it only to see what that loses. `trace` receives one entry a level.
+    `weights_N` are above 0, one a catalogue row; an ID's probability goes to those of its items
+    that the rules leave.
     """
     if k < 1:
         raise ConfigError(f"beam_search: k must be at least 1, got {k}")

@@ -388,6 +388,7 @@ class Causal(nn.Module):
         """
         depth: DepthLevel = self.levels[level]  # type: ignore[assignment]
         logits = F.linear(depth(states, symbols, added), self.codes[level], depth.bias).float()
+        logits = logits.expand(*parents.shape, -1)  # where a part begins, all beams share a row
         if not nodes_L:
             return logits
         nodes = self.tree.below(level, parents)
