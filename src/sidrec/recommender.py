@@ -503,10 +503,9 @@ def popularity_weights(
 ) -> torch.Tensor | None:
     """(N,) training events + 1; None where every item has its own ID.
 
-    A generator with a search of its own gets them always: it may read parts of IDs, which are
-    shared.
+    A generator that searches by parts of IDs (`shares_parts`) gets them always: parts are shared.
     """
-    if index.tree.one_item_a_leaf and not hasattr(generator, "search"):
+    if index.tree.one_item_a_leaf and not getattr(generator, "shares_parts", False):
         return None
     return torch.from_numpy(train_counts_N + 1.0).to(index.device)
 

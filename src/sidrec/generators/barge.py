@@ -123,6 +123,8 @@ class Barge(Causal):
     """Two decoders on one encoder; `training.train` fits both through `loss`."""
 
     config_class: ClassVar[type] = BargeConfig
+    shares_parts: ClassVar[bool] = True
+    """Items share half-IDs even where IDs are unique, so a search needs their weights."""
     config: BargeConfig
 
     def __init__(self, ids: SemanticIds, vectors_ND: Floats, config: BargeConfig) -> None:
