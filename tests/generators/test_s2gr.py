@@ -239,11 +239,11 @@ def test_clusters_follow_the_codes_in_training_and_stay_in_evaluation(name):
     table = model.codes[0] if name == "s2gr" else model.embedding.weight
     before = model.clusters.centroids(0).clone()
     with torch.no_grad():
-        table += 5.0
+        table += 50.0
     model.eval().loss(eight_sequences())
     assert torch.equal(model.clusters.centroids(0), before)
     model.train().loss(eight_sequences())
-    assert (model.clusters.centroids(0) - before).mean() > 4
+    assert (model.clusters.centroids(0) > 0.9 * 16**-0.5).all()
 
 
 @BOTH

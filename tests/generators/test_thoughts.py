@@ -132,45 +132,59 @@ def test_cosines_stay_float32_under_autocast():
 # Clusters ----------------------------------------------------------------------------------------
 
 
-def test_kmeans_finds_the_clouds_even_from_centroids_that_nobody_is_near():
-    points = torch.tensor([[0.0], [1], [10], [11], [20], [21]])
-    far = torch.tensor([[0.0], [1000], [1001]])
-    assert sorted(kmeans(points, far, 10)[:, 0].tolist()) == [0.5, 10.5, 20.5]
-    assert nearest(points, torch.tensor([[0.5], [10.5], [20.5]])).tolist() == [0, 0, 1, 1, 2, 2]
+def directions(*degrees):
+    """(V, 2) vectors of these directions, of lengths 1, 2, 3, …"""
+    angles = torch.tensor(degrees, dtype=torch.float32).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], 1) * torch.arange(1, 1 + len(degrees))[:, None]
+
+
+def degrees_of(vectors):
+    """Directions of vectors, ascending, whole degrees."""
+    return sorted(torch.atan2(vectors[:, 1], vectors[:, 0]).rad2deg().round().int().tolist())
+
+
+def test_kmeans_finds_directions_even_from_centroids_that_nobody_is_near():
+    points = directions(0, 10, 50, 60, 100, 110)
+    centroids = kmeans(points, directions(5, -90, -95), 10)
+    assert degrees_of(centroids) == [5, 55, 105]
+    torch.testing.assert_close(centroids.norm(dim=1), torch.ones(3))
+    named = nearest(points, directions(5, 55, 105))
+    assert named.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_lengths_do_not_decide_what_belongs_together():
+    points = torch.tensor([[0.01, 0], [5, 0.1], [0, 0.01], [0.1, 5]])
+    named = nearest(points, kmeans(points, points[[1, 3]], 10))
+    assert named[0] == named[1] != named[2] == named[3]
 
 
 def test_codes_without_items_do_not_pull_centroids_but_have_a_cluster():
-    table = torch.tensor([[0.0], [1], [10], [11], [1000]])
+    table = directions(0, 10, 80, 90, 140)
     clusters = clusters_of(table, symbols=torch.tensor([[0], [1], [2], [3]]))
-    assert sorted(clusters.centroids(0)[:, 0].tolist()) == [0.5, 10.5]
+    assert degrees_of(clusters.centroids(0)) == [5, 85]
     assert clusters.clusters(0)[4] == clusters.clusters(0)[3]
 
 
 def test_clusters_are_refreshed_at_the_first_step_and_every_so_many_without_gradient():
-    table = torch.tensor([[0.0, 0], [1, 0], [10, 0], [11, 0]], requires_grad=True)
-    clusters = clusters_of(table)
-    assert (
-        not any(p.requires_grad for p in clusters.parameters())
-        and not clusters.centroids(0).requires_grad
-    )
+    angles = torch.tensor([0.0, 10, 80, 90])
+    clusters = clusters_of(directions(*angles).requires_grad_())
+    assert not list(clusters.parameters()) and not clusters.centroids(0).requires_grad
     seen = []
-    for _ in range(7):
-        with torch.no_grad():
-            table += 1
-        clusters.count_step([table])
-        seen.append(clusters.centroids(0)[:, 0].min().item())
-    assert seen == [1.5, 1.5, 1.5, 4.5, 4.5, 4.5, 7.5]
+    for step in range(1, 8):
+        clusters.count_step([directions(*(angles + step)).requires_grad_()])
+        seen.append(degrees_of(clusters.centroids(0))[0])
+    assert seen == [6, 6, 6, 9, 9, 9, 12]
 
 
 def test_a_loaded_state_goes_on_counting_where_it_was():
-    table = torch.tensor([[0.0], [1], [10], [11]])
-    first, second = clusters_of(table), clusters_of(table)
+    angles = torch.tensor([0.0, 10, 80, 90])
+    first, second = clusters_of(directions(*angles)), clusters_of(directions(*angles))
     for _ in range(2):
-        first.count_step([table])
+        first.count_step([directions(*angles)])
     second.load_state_dict(first.state_dict())
-    for step, expected in enumerate((0.5, 100.5)):
-        second.count_step([table + 100])
-        assert second.centroids(0).min().item() == expected, step
+    for expected in (5, 25):
+        second.count_step([directions(*(angles + 20))])
+        assert degrees_of(second.centroids(0))[0] == expected
     assert second.steps.tolist() == [4]
 
 

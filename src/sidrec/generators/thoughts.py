@@ -14,8 +14,9 @@ codes, and the first thought is to point where v does:
 Source:   S2GR, arXiv:2601.18664, eq. 15 to 24.
 Differs:  two temperatures where the paper has one symbol; other targets of a batch with the same
           codes as the own one are left out of L_InfoNCE; a level after the end of a shorter ID is
-          taught nothing. Clusters are k-means of the embeddings of codes that items hold, started
-          at random codes and then at the centroids before, without gradient.
+          taught nothing. Clusters are k-means of the directions of the embeddings of codes that
+          items hold (lengths, which no cosine sees, would leave half the clusters one code each),
+          started at random codes and then at the centroids before, without gradient.
 Cost:     L_InfoNCE O(P^2 D) a step; a refresh of the clusters O(V K D) an iteration and level.
 Shapes:   P targets, L levels, V codes of a level, K clusters of a level, D width; … any shape.
 """
@@ -117,7 +118,7 @@ class CodeClusters(nn.Module):
                 )
             first_KD = table_VD.detach()[used[torch.randperm(len(used))[:size]]].float()
             self.register_buffer(f"used{level}", used, persistent=False)
-            self.register_buffer(f"centroids{level}", first_KD.clone())
+            self.register_buffer(f"centroids{level}", F.normalize(first_KD, dim=1))
             self.register_buffer(f"clusters{level}", torch.zeros(len(table_VD), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
         self.num_steps: int | None = 0  # `steps` as a number, so that a step waits for no GPU
@@ -125,7 +126,7 @@ class CodeClusters(nn.Module):
         self.refresh(tables_L)
 
     def centroids(self, level: int) -> Tensor:
-        """(K, D) float32, without gradient."""
+        """(K, D) float32 of length 1, without gradient."""
         return getattr(self, f"centroids{level}")
 
     def clusters(self, level: int) -> Tensor:
@@ -264,15 +265,19 @@ def cosines(states: Tensor, table_KD: Tensor) -> Tensor:
 
 
 def kmeans(points_VD: Tensor, centroids_KD: Tensor, num_iters: int) -> Tensor:
-    """(K, D) Lloyd's centroids; one that no point is nearest to restarts at a worst-fit point."""
+    """(K, D) unit centroids of spherical k-means, from a start; the length of a point is nothing.
+
+    One that no point is nearest to restarts at the point that its own centroid fits worst.
+    """
+    points_VD = F.normalize(points_VD, dim=1)
     clusters_V = nearest(points_VD, centroids_KD)
     for _ in range(num_iters):
         counts_K = torch.bincount(clusters_V, minlength=len(centroids_KD))
         sums_KD = torch.zeros_like(centroids_KD).index_add_(0, clusters_V, points_VD)
-        centroids_KD = sums_KD / counts_K.clamp_min(1)[:, None]
+        centroids_KD = F.normalize(sums_KD, dim=1)
         if len(dead := (counts_K == 0).nonzero()[:, 0]):
-            errors_V = (points_VD - centroids_KD[clusters_V]).square().sum(1)
-            centroids_KD[dead] = points_VD[errors_V.topk(len(dead)).indices]
+            fits_V = (points_VD * centroids_KD[clusters_V]).sum(1)
+            centroids_KD[dead] = points_VD[fits_V.topk(len(dead), largest=False).indices]
         before_V, clusters_V = clusters_V, nearest(points_VD, centroids_KD)
         if torch.equal(before_V, clusters_V):
             break
@@ -280,9 +285,8 @@ def kmeans(points_VD: Tensor, centroids_KD: Tensor, num_iters: int) -> Tensor:
 
 
 def nearest(points_VD: Tensor, centroids_KD: Tensor) -> Tensor:
-    """(V,) index of each point's nearest centroid."""
-    exact = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(points_VD, centroids_KD, compute_mode=exact).argmin(1)
+    """(V,) index of the centroid with the highest cosine to each point."""
+    return cosines(points_VD, centroids_KD).argmax(1)
 
 
 def clusters_per_level(
