@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import polars as pl
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import sidrec
 from sidrec.errors import ConfigError
+from sidrec.fitted import Fitted
 from sidrec.generators.causal import Causal, CausalConfig
 from sidrec.mixture_of_experts import (
     MixtureOfExperts,
@@ -17,6 +20,7 @@ from sidrec.mixture_of_experts import (
     balance_loss,
     count_parameters,
 )
+from sidrec.recommender import serving_context
 from sidrec.testing.generators import GENERATOR_CHECKS
 from sidrec.testing.tiny_catalogue import (
     eight_sequences,
@@ -259,6 +263,24 @@ def test_the_balance_enters_the_loss_with_its_weight_and_without_padding():
     assert more.item() == pytest.approx(losses[1], rel=1e-5)
     assert more_parts["balance"].item() == pytest.approx(parts["balance"].item(), rel=1e-5)
     assert "balance" not in Causal.build(tiny_context(), small_config(CausalConfig)).loss(batch)[1]
+
+
+def test_a_routed_generator_takes_added_items_and_comes_back_from_disk(tiny, tmp_path):
+    recommender, history = tiny.run.recommender, tiny.run.example_history()
+    context = serving_context(recommender.items, recommender.vectors, recommender.ids)
+    value = Causal.build(context, ROUTED).eval()
+    routed = Fitted(stage="generators", name="causal", config=ROUTED, value=value)
+    recommender = replace(recommender, generator=routed)
+    twin = recommender.items.attributes.head(1).with_columns(pl.Series("item_id", ["twin"]))
+    larger = recommender.add_items(twin)
+    batch = HistoryBatch.from_histories(tiny.run.split.test.histories, max_length=6)
+    kept = larger.generator.value.history_states(batch)
+    torch.testing.assert_close(kept, value.history_states(batch))
+    listed = larger.recommend(history, k=999, system="causal")
+    assert "twin" in listed["item_id"].to_list()
+    larger.save(tmp_path / "larger")
+    loaded = sidrec.load(tmp_path / "larger")
+    assert loaded.recommend(history, k=999, system="causal").equals(listed)
 
 
 def test_decoding_answers_alike_alone_and_in_a_batch():
