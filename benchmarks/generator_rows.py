@@ -1,0 +1,69 @@
+"""The runs behind the generator table: what each trains, and which of its systems are rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRun:
+    """One fit: a generator with its IDs, and systems that answer from it."""
+
+    generator: str = "causal"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    """None: the tokenizer of the default recipe, as most rows have it."""
+    tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = "reassign"
+    scorers: tuple[str, ...] = ()
+    retrievers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rows: Mapping[str, str] = field(default_factory=dict)
+    """Row of the table -> system of the bundle."""
+
+
+RUNS: dict[str, GeneratorRun] = {
+    "causal": GeneratorRun(
+        scorers=("dense", "lite"),
+        retrievers={"mixture": {}, "feedback": {}},
+        rows={
+            "causal_same_budget": "causal",
+            "dense_same_budget": "dense",
+            "lite": "lite",
+            "rag_mixture": "mixture",
+            "feedback": "feedback",
+        },
+    ),
+    "moe": GeneratorRun(options={"num_experts": 4}, rows={"moe": "causal"}),
+    "apao": GeneratorRun(options={"prefix_loss": "apao"}, rows={"apao": "causal"}),
+    "s2gr": GeneratorRun(generator="s2gr", rows={"s2gr_same_budget": "s2gr"}),
+    "parallel": GeneratorRun(
+        generator="parallel",
+        tokenizer="opq",
+        tokenizer_options={"num_levels": 16},
+        rows={"parallel": "parallel"},
+    ),
+    "liger": GeneratorRun(
+        generator="liger",
+        retrievers={"dense_rank": {}},
+        rows={"liger_beam": "liger", "liger": "dense_rank"},
+    ),
+    "cobra": GeneratorRun(
+        generator="cobra",
+        tokenizer="residual_kmeans",
+        tokenizer_options={"num_codes": 32},
+        policy="keep",
+        retrievers={"beam_fusion": {}},
+        rows={"cobra_beam": "cobra", "cobra": "beam_fusion"},
+    ),
+    "barge": GeneratorRun(generator="barge", tokenizer="barge", rows={"barge": "barge"}),
+    "tiger": GeneratorRun(
+        generator="tiger",
+        options={"num_encoder_layers": 2, "num_decoder_layers": 2},
+        rows={"tiger_same_budget": "tiger"},
+    ),
+}
+"""Run -> what is fitted. Row names are those of the figures."""
+
+BASELINE = "causal_same_budget"
