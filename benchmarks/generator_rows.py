@@ -13,8 +13,8 @@ class GeneratorRun:
 
     generator: str = "causal"
     options: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: str | None = None
-    """None: the tokenizer of the default recipe, as most rows have it."""
+    tokenizer: str = "plum_rqvae"
+    """The one whose IDs recommend best; runs that need IDs of their own name another."""
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
     policy: str = "reassign"
     scorers: tuple[str, ...] = ()

@@ -3,8 +3,8 @@
     python benchmarks/generators.py --data amazon_beauty --seconds 300 --only causal liger
     python benchmarks/generators.py --data amazon_beauty --latency
 
-Each run of `generator_rows.RUNS` embeds and tokenizes as the default recipe does (unless its method
-has IDs of its own), then trains its generator, and each scorer it needs, for `--seconds` of
+Each run of `generator_rows.RUNS` embeds as the default recipe does, makes PLUM's IDs (unless its
+method has IDs of its own), then trains its generator, and each scorer it needs, for `--seconds` of
 processor time, validation included; choices are made on validation, the test part is read once.
 Finished runs are kept under `--runs`. `--latency` loads them and times all rows in turn, one user
 at a time and in batches: run it alone on an idle machine. Every call writes all that is there.
@@ -96,14 +96,11 @@ def main() -> None:
 def settings_for(dataset: Dataset, chosen: GeneratorRun, seed: int, seconds: float) -> RunConfig:
     """The default recipe with this generator, its IDs and the systems it needs."""
     settings = default_config(dataset)
-    tokenizer, policy = settings.tokenizer, config.method(COLLISIONS, chosen.policy)
-    if chosen.tokenizer is not None:
-        tokenizer = config.method(TOKENIZER, chosen.tokenizer, **chosen.tokenizer_options)
     return replace(
         settings,
         seed=seed,
-        tokenizer=tokenizer,
-        collisions=policy,
+        tokenizer=config.method(TOKENIZER, chosen.tokenizer, **chosen.tokenizer_options),
+        collisions=config.method(COLLISIONS, chosen.policy),
         generator=timed(config.method(GENERATOR, chosen.generator, **chosen.options), seconds),
         scorers=tuple(timed(config.method(SCORER, name), seconds) for name in chosen.scorers),
         retrievers=tuple(
