@@ -36,7 +36,7 @@ RUNS: dict[str, GeneratorRun] = {
         },
     ),
     "moe": GeneratorRun(options={"num_experts": 4}, rows={"moe": "causal"}),
-    "apao": GeneratorRun(options={"prefix_loss": "apao"}, rows={"apao": "causal"}),
+    "apao": GeneratorRun(options={"prefix_loss": "pointwise"}, rows={"apao": "causal"}),
     "s2gr": GeneratorRun(generator="s2gr", rows={"s2gr_same_budget": "s2gr"}),
     "parallel": GeneratorRun(
         generator="parallel",
