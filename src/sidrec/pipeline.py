@@ -77,7 +77,7 @@ def fit(
     Without `settings` the default recipe for `data`; without `data` what `settings.data` names.
     With `run_dir` finished stages are kept there, and running again resumes.
     """
-    return _Fit.of(data, settings, run_dir, on_event).recommender
+    return Stages.of(data, settings, run_dir, on_event).recommender
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,7 +122,7 @@ def run(
 ) -> Run:
     """Fit, measure every system on the test part, write `run_dir/bundle` and the reports."""
     started, run_dir = time.perf_counter(), Path(run_dir)
-    work = _Fit.of(data, settings, run_dir, on_event)
+    work = Stages.of(data, settings, run_dir, on_event)
     recommender = work.recommender
     reports: dict[str, Report] = {}
     if evaluate:
@@ -232,7 +232,7 @@ def _answers(recommender: Recommender, name: str, k: int) -> dict[str, Any]:
     }
 
 
-class _Fit:
+class Stages:
     """One fit; each stage is made once, when first asked for, and cached by content."""
 
     def __init__(
@@ -254,7 +254,7 @@ class _Fit:
         settings: RunConfig | None,
         run_dir: str | Path | None,
         on_event: OnEvent,
-    ) -> _Fit:
+    ) -> Stages:
         if data is None and settings is None:
             raise ConfigError("fit needs data, or settings whose data section names them")
         data = data if data is not None else read_data(settings.data)  # type: ignore[union-attr]
@@ -541,9 +541,11 @@ class _Fit:
         return PrefixIndex.build(self.ids, device=self.device)
 
 
-def progress_of(stage: str, event: TrainEvent, started: float) -> dict[str, Any]:
+def progress_of(
+    stage: str, event: TrainEvent, started: float, metric: str = "ndcg@10"
+) -> dict[str, Any]:
     """A training event in the form of `OnEvent`, in seconds done and seconds in all."""
     done = time.perf_counter() - started
     values: dict[str, Any] = {"stage": stage, "done": done, "total": done + event.eta_seconds}
     values |= {"epoch": float(event.epoch), "loss": float(event.loss)}
-    return values if event.metric is None else values | {"ndcg@10": float(event.metric)}
+    return values if event.metric is None else values | {metric: float(event.metric)}

@@ -48,7 +48,7 @@ app.command("inspect")(inspect.command)
 app.command("migrate")(migrate.command)
 app.command("doctor")(doctor.command)
 app.add_typer(config_app, name="config")
-app.command("bench")(bench.command)
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

@@ -214,7 +214,7 @@ def bounds(logs_PK: Values, y_P: Values) -> tuple[Values, Values]:
 
 
 def predicted(theta_RQ: Values, logs_PK: Values) -> tuple[Values, Values]:
-    """log L (R, P) under the law, and its derivatives (R, P, Q)."""
+    """Logs of L (R, P) under the law, and its derivatives (R, P, Q)."""
     num_variables = logs_PK.shape[1]
     scales_RK, exponents_RK = np.split(theta_RQ[:, 1:], [num_variables], axis=1)
     terms_RPK = scales_RK[:, None] - exponents_RK[:, None] * logs_PK

@@ -327,7 +327,7 @@ def shown(of: Interval) -> str:
 
 
 def in_words(fit: ScalingFit) -> list[str]:
-    """The law, its test on the largest sizes, and where it stops holding; one sentence or two each."""
+    """The law, its test on the largest sizes, and where it stops holding."""
     law = fit.law
     return [
         f"loss = {law.floor:.3f} + {law.scales[0]:.3g} · x^-{law.exponents[0]:.3f} nats an item, "
@@ -385,8 +385,6 @@ def break_words(fit: ScalingFit) -> list[str]:
         )
         if fit.law_until_turn is not None:
             law = fit.law_until_turn
-            text += (
-                f"; up to it {law.floor:.3f} + {law.scales[0]:.3g} · x^-{law.exponents[0]:.3f}"
-            )
+            text += f"; up to it {law.floor:.3f} + {law.scales[0]:.3g} · x^-{law.exponents[0]:.3f}"
         words.append(text)
     return words

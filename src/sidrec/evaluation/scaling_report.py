@@ -6,7 +6,9 @@ cannot be fitted says why.
 
 Source:   the scaling card: arXiv:2311.11351, arXiv:2203.15556; loss and ranking may part
           (arXiv:2412.00430), so NDCG@10 stands beside the loss everywhere.
-Differs:  C is counted up to the epoch of the best validation loss, not to the end of the run.
+Differs:  C is counted up to the epoch of the best validation loss, not to the end of the run. The
+          floor of a law in one variable holds what the other lacks; only the joint one is compared
+          with the entropy of a known source.
 Cost:     the bootstraps of the fits: seconds.
 Shapes:   P points.
 """
@@ -57,7 +59,7 @@ class Point:
     seconds: float
     device: str
     peak_memory_bytes: int
-    """Of the process so far, or of the GPU in this run."""
+    """Of the GPU in this run, else of the process so far; 0: not known."""
     stopped_because: str
     """epochs, max_seconds or patience."""
     train_loss: float
@@ -68,7 +70,7 @@ class Point:
     """Recall@10 on the same questions."""
     ndcg: float
     """NDCG@10."""
-    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
     """By training events of the target: loss, recall, ndcg, n."""
 
     @property
@@ -97,8 +99,8 @@ class ScalingReport:
     split: str
     loss: str
     """How the loss an item is measured, in words."""
-    learning_rate: str
-    """How the learning rate of each size was chosen, in words."""
+    learning_rates: Mapping[str, Mapping[str, float]]
+    """By system and size."""
     systems: Mapping[str, SystemReport]
     true_floor: float | None = None
     """Nats an item that no model can beat, where the data come from a known source."""
@@ -115,8 +117,9 @@ def report_of(
     full = [p for p in points if p.share == 1.0]
     sizes = {(p.width, p.num_layers) for p in points if p.share != 1.0}
     same = [p for p in points if (p.width, p.num_layers) in sizes]
-    mean_flop = {p.parameters: float(np.mean([q.flop for q in full if q.parameters == p.parameters]))
-                 for p in full}  # fmt: skip
+    flops: dict[int, list[float]] = {}
+    for p in full:
+        flops.setdefault(p.parameters, []).append(p.flop)
     losses = [p.loss for p in full]
     attempts: dict[str, Callable[[], ScalingFit | JointFit]] = {
         "size": lambda: fit_scaling(
@@ -126,7 +129,10 @@ def report_of(
             [p.events for p in same], [p.loss for p in same], variable=DATA, resamples=resamples
         ),
         "compute": lambda: fit_scaling(
-            [mean_flop[p.parameters] for p in full], losses, variable=COMPUTE, resamples=resamples
+            [float(np.mean(flops[p.parameters])) for p in full],
+            losses,
+            variable=COMPUTE,
+            resamples=resamples,
         ),
         "joint": lambda: fit_joint(
             [p.parameters for p in points],
@@ -147,7 +153,7 @@ def report_of(
             words[name] = (f"not fitted: {reason}",)
             continue
         words[name] = fits[name].words
-        if true_floor is not None:
+        if true_floor is not None and name == "joint":  # the other floors hold what is missing
             floor = fits[name].floor
             holds = "holds" if floor.low <= true_floor <= floor.high else "does not hold"
             words[name] += (
