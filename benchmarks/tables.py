@@ -17,6 +17,7 @@ from typing import Any
 
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
 from figures import read_figures
+from scaling_tables import scaling_table
 from tokenizer_tables import cold_table, id_table, joint_table, stability_table, tokenizer_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -224,6 +225,9 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "cold": lambda figures: cold_table(figures, "amazon_beauty"),
     "stability": lambda figures: stability_table(figures, "amazon_beauty"),
     "joint": lambda figures: joint_table(figures, "amazon_beauty"),
+    "scaling_beauty": lambda figures: scaling_table(figures, "amazon_beauty"),
+    "scaling_sports": lambda figures: scaling_table(figures, "amazon_sports"),
+    "scaling_chain": lambda figures: scaling_table(figures, "chain"),
     "speed": speed_table,
     "versus": versus_table,
     "targets": targets_table,

@@ -69,7 +69,7 @@ def last_events(train_part: Histories, most: int) -> Examples:
     users = np.flatnonzero(train_part.lengths >= 2)
     if len(users) > most:
         users = np.sort(np.random.default_rng(0).choice(users, most, replace=False))
-    histories = [train_part[user] for user in users]
+    histories = [train_part[user] for user in users.tolist()]
     return Examples(
         users.astype(np.int64),
         Histories.from_lists([history[:-1] for history in histories]),

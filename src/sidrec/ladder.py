@@ -87,8 +87,9 @@ class LadderConfig:
         for w, n in ((16, 1), (24, 1), (40, 1), (64, 1), (88, 2), (128, 2))
     )
     """Ascending; a factor of 90 in non-embedding parameters."""
-    shares: tuple[float, ...] = (0.1, 0.2, 0.4, 0.7)
-    """Of the users, below 1; trained at the middle size."""
+    shares: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """Of the users, below 1; trained at the middle size. 1 / share is best a whole number: epochs
+    are, and a share gets epochs / share of them."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the smaller half of the sizes."""
     large_seeds: int = 1
@@ -136,6 +137,20 @@ class LadderConfig:
         small = place < (len(self.sizes) + 1) // 2
         return self.seeds if small else self.seeds[: self.large_seeds]
 
+    def places(self) -> list[tuple[Rung, float, int]]:
+        """(size, share, seed) of every point, sizes first."""
+        sizes = [
+            (rung, 1.0, seed)
+            for place, rung in enumerate(self.sizes)
+            for seed in self.seeds_of(place)
+        ]
+        shares = [
+            (self.middle, share, seed)
+            for share in sorted(self.shares)
+            for seed in self.seeds[: self.share_seeds]
+        ]
+        return sizes + shares
+
     @property
     def middle(self) -> Rung:
         """The size that the shares are trained at."""
@@ -171,24 +186,9 @@ class Ladder:
             )
             points[system] = [
                 self.point(chosen, rung, share, seed, rates[system][str(rung)])
-                for rung, share, seed in self.places()
+                for rung, share, seed in self.settings.places()
             ]
         return points, rates
-
-    def places(self) -> list[tuple[Rung, float, int]]:
-        """(size, share, seed) of every point, sizes first."""
-        settings = self.settings
-        sizes = [
-            (rung, 1.0, seed)
-            for place, rung in enumerate(settings.sizes)
-            for seed in settings.seeds_of(place)
-        ]
-        shares = [
-            (settings.middle, share, seed)
-            for share in sorted(settings.shares)
-            for seed in settings.seeds[: settings.share_seeds]
-        ]
-        return sizes + shares
 
     def chosen(self, system: str) -> Method:
         """The system as the recipe has it, else with its defaults."""

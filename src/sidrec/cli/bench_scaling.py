@@ -20,7 +20,10 @@ def command(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Without a recipe: a named public set, shop or chain."),
+        typer.Option(
+            "--data",
+            help="Without a recipe: a named public set, shop, or chain (whose best loss is known).",
+        ),
     ] = None,
     systems: Annotated[
         str, typer.Option("--systems", help="Of causal and sasrec, e.g. causal,sasrec.")
@@ -32,7 +35,8 @@ def command(
     shares: Annotated[
         str | None,
         typer.Option(
-            "--shares", help="Shares of the users, at the middle size.  [default: 0.1,0.2,0.4,0.7]"
+            "--shares",
+            help="Shares of the users, at the middle size.  [default: 1/16, 1/8, 1/4, 1/2]",
         ),
     ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Of the smaller half of sizes.")] = "0,1,2",
@@ -80,7 +84,7 @@ def command(
 
     changes = {
         "sizes": None if sizes is None else listed(sizes, ladder.Rung.parse, "--sizes"),
-        "shares": None if shares is None else listed(shares, float, "--shares"),
+        "shares": None if shares is None else listed(shares, fraction, "--shares"),
         "learning_rates": None
         if learning_rates is None
         else listed(learning_rates, float, "--learning-rates"),
@@ -154,6 +158,11 @@ def source(recipe: Path | None, data: str | None) -> tuple[Any, Any, Any]:
         )
     if recipe is not None:
         return recipes.load_config(recipe), None, None
+    if data == "chain":
+        from sidrec.data.shop import chain
+
+        world = chain()
+        return recipes.default_config(world.dataset), world.dataset, world.nats
     dataset = recipes.read_data(recipes.DataConfig(name=data))
     return recipes.default_config(dataset), dataset, None
 
@@ -166,3 +175,13 @@ def listed(text: str, of: Callable[[str], T], option: str) -> tuple[T, ...]:
         raise
     except ValueError as cause:
         raise ConfigError(f"{option} must be a list with commas, e.g. 1,2, got {text!r}") from cause
+
+
+def fraction(word: str) -> float:
+    """A number, which may be written as 1/8."""
+    from fractions import Fraction
+
+    try:
+        return float(Fraction(word))
+    except ZeroDivisionError as cause:
+        raise ValueError(word) from cause

@@ -206,10 +206,10 @@ def descend(
 
 
 def bounds(logs_PK: Values, y_P: Values) -> tuple[Values, Values]:
-    """Least and largest value of each parameter: log E below the smallest loss, alpha in bounds."""
+    """Least and largest value of each parameter: E up to the largest loss, alpha in bounds."""
     num_variables = logs_PK.shape[1]
     low = [y_P.min() - 12, *[y_P.min() - 25] * num_variables, *[EXPONENTS[0]] * num_variables]
-    high = [y_P.min(), *[y_P.max() + 5] * num_variables, *[EXPONENTS[1]] * num_variables]
+    high = [y_P.max(), *[y_P.max() + 5] * num_variables, *[EXPONENTS[1]] * num_variables]
     return np.array(low), np.array(high)
 
 

@@ -32,6 +32,7 @@ from scipy.optimize import linprog
 
 from sidrec.errors import DataError
 from sidrec.evaluation.power_law import (
+    EXPONENTS,
     Interval,
     PowerLaw,
     Values,
@@ -211,6 +212,7 @@ def fit_joint(
         f"loss = {law.floor:.3f} + {law.scales[0]:.3g} · N^-{law.exponents[0]:.3f} + "
         f"{law.scales[1]:.3g} · D^-{law.exponents[1]:.3f} nats an item, {len(losses_P)} points; "
         f"floor {shown(floor)}, exponents {shown(alpha)} and {shown(beta)}",
+        *undetermined_words(floor, {"N": alpha, "D": beta}),
     )
     return JointFit(
         law=law,
@@ -333,9 +335,26 @@ def in_words(fit: ScalingFit) -> list[str]:
         f"loss = {law.floor:.3f} + {law.scales[0]:.3g} · x^-{law.exponents[0]:.3f} nats an item, "
         f"x = {fit.variable}; exponent {shown(fit.exponent)}, floor {shown(fit.floor)} "
         f"({fit.num_resamples} resamples of {fit.num_points} points)",
+        *undetermined_words(fit.floor, {fit.variable: fit.exponent}),
         held_out_words(fit.held_out),
         *break_words(fit),
     ]
+
+
+def undetermined_words(floor: Interval, exponents: Mapping[str, Interval]) -> list[str]:
+    """Which numbers mean nothing, since their interval reaches an edge of what is possible."""
+    words = [
+        f"the points do not determine the exponent in {variable}: its interval reaches the edge of "
+        f"what the fit allows ({EXPONENTS[0]:g} to {EXPONENTS[1]:g}); do not quote it"
+        for variable, exponent in exponents.items()
+        if exponent.low <= 1.01 * EXPONENTS[0] or exponent.high >= 0.99 * EXPONENTS[1]
+    ]
+    if floor.low < 0.01 * floor.high:
+        words.append(
+            f"the points do not determine the floor: anything from 0 to {floor.high:.2f} fits; an "
+            "exponent without a floor is too low"
+        )
+    return words
 
 
 def held_out_words(held: HeldOut | None) -> str:

@@ -182,7 +182,7 @@ def point_words(points: Sequence[Point]) -> list[str]:
             "loss is that of the best epoch"
         )
     if len({p.loss for p in points}) > 2 and len({p.ndcg for p in points}) > 1:
-        rank = float(spearmanr([p.loss for p in points], [p.ndcg for p in points]).statistic)
+        rank, _ = spearmanr([p.loss for p in points], [p.ndcg for p in points])
         words.append(
             f"NDCG@10 against loss: rank correlation {rank:+.2f} over the runs (−1: the ranking "
             "follows the loss)"
@@ -199,7 +199,7 @@ def rows_of(points: Sequence[Point]) -> tuple[tuple[str, ...], list[tuple[Any, .
     rows = [
         (
             p.system, f"{p.width}x{p.num_layers}", f"{p.share:g}", p.seed, p.parameters, p.events,
-            f"{p.epochs:.1f}", f"{p.best_epoch:.1f}", f"{p.flop:.2g}", round(p.seconds),
+            f"{p.epochs:.1f}", f"{p.best_epoch:.1f}", f"{p.flop:.2g}", f"{p.seconds:.1f}",
             p.train_loss, p.loss, p.ndcg, p.recall,
         )
         for p in points

@@ -1,5 +1,6 @@
-"""Worlds with known answers: the simulated shop, and a tiny checkerboard."""
+"""Worlds with known answers: the simulated shop, a tiny checkerboard, a chain of known entropy."""
 
+from sidrec.data.shop.chain import Chain, chain
 from sidrec.data.shop.checkerboard import Checkerboard, checkerboard
 from sidrec.data.shop.config import ShopConfig
 from sidrec.data.shop.log import Impressions
@@ -10,6 +11,7 @@ from sidrec.data.shop.world import Response, Visits
 
 __all__ = [
     "ASPECTS",
+    "Chain",
     "Checkerboard",
     "Impressions",
     "Response",
@@ -18,6 +20,7 @@ __all__ = [
     "ShopConfig",
     "Tastes",
     "Visits",
+    "chain",
     "checkerboard",
     "draw_lists",
     "exposures",
