@@ -1,6 +1,6 @@
 """Scaling study of the default generator and an ID model: losses by size and data, laws, hold-out.
 
-    python benchmarks/scaling.py --data amazon_beauty --systems causal sasrec --epochs 4
+    python benchmarks/scaling.py --data amazon_beauty --systems causal sasrec --epochs 3
 
 The ladder is that of `sidrec bench scaling` (`sidrec.ladder`); seconds are processor time. Finished
 points are kept under `--runs`: an interrupted measurement goes on, and one of more systems, sizes
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(default.seeds))
     parser.add_argument("--large-seeds", type=int, default=default.large_seeds)
     parser.add_argument("--share-seeds", type=int, default=default.share_seeds)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-seconds", type=float, help="processor seconds a point")
     parser.add_argument("--tune", nargs="*", type=float, default=[], help="multiples of the rate")
     parser.add_argument("--runs", type=Path, default=Path("runs/scaling"))

@@ -63,6 +63,9 @@ def command(
         str | None,
         typer.Option("--tune", help="Multiples of the rate to try at the two smallest sizes."),
     ] = None,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=20, help="Of the points, for intervals.")
+    ] = 500,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Points and report.  [default: runs/scaling-<name>]"),
@@ -116,7 +119,13 @@ def command(
         return
     with output.progress() as on_event:
         report = ladder.study(
-            run, settings, folder=folder, data=dataset, true_floor=true_floor, on_event=on_event
+            run,
+            settings,
+            folder=folder,
+            data=dataset,
+            resamples=resamples,
+            true_floor=true_floor,
+            on_event=on_event,
         )
     show(report, folder, json=json)
 
