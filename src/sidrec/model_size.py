@@ -8,6 +8,7 @@ with the catalogue and not with N: in small models they are most of the work.
 
 Source:   Kaplan et al. 2020 (arXiv:2001.08361), table 1: N without embeddings, 6 N a token.
 Differs:  a target is one item, however many codes its ID has: the history is encoded once an item.
+          With a mixture of experts N and FLOP count every expert, also those that did not run.
 Cost:     none.
 Shapes:   T positions.
 """

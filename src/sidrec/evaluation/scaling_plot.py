@@ -70,7 +70,8 @@ def raw(axes: Any, points: Sequence[Point], system: SystemReport) -> None:
     if isinstance(fit, ScalingFit):
         x = line_of(points)
         axes.plot(x, fit.law(x), lw=1)
-        axes.axhline(fit.law.floor, lw=0.5, ls=":")
+        if fit.law.floor > 0.5 * min(p.loss for p in points):  # else it flattens everything
+            axes.axhline(fit.law.floor, lw=0.5, ls=":")
     other = axes.twinx()
     other.plot([p.parameters for p in points], [p.ndcg for p in points], "^", ms=4, color="C3")
     other.set_ylabel("NDCG@10 (triangles)", color="C3")
