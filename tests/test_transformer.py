@@ -152,3 +152,15 @@ def test_last_states_reads_the_last_real_event():
     picked = last_states(states_BTD, torch.tensor([4, 2]))
     torch.testing.assert_close(picked, torch.stack([states_BTD[0, 3], states_BTD[1, 1]]))
     assert torch.equal(last_states(states_BTD, torch.tensor([0, 1]))[0], states_BTD[0, 0])
+
+
+def test_a_place_put_after_a_remembered_sequence_is_the_next_place_of_the_whole():
+    encoder, x_BTD = make_encoder(max_length=6), torch.randn(3, 4, 16)
+    lengths_B, added_BWD = torch.tensor([4, 2, 0]), torch.randn(3, 5, 16)
+    found_BWD = encoder.extend(added_BWD, encoder.remember(x_BTD), lengths_B)
+    for row, length in enumerate(lengths_B.tolist()):
+        for way in range(5):
+            whole = torch.cat([x_BTD[row, :length], added_BWD[row, way : way + 1]])
+            torch.testing.assert_close(
+                found_BWD[row, way], encoder(whole[None])[0, -1], rtol=1e-4, atol=1e-5
+            )

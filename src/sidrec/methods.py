@@ -48,6 +48,8 @@ METHODS: dict[str, dict[str, str]] = {
         "parallel": "sidrec.generators.parallel:Parallel",
         "s2gr": "sidrec.generators.s2gr:S2gr",
         "s2gr_tiger": "sidrec.generators.s2gr_tiger:S2grTiger",
+        "liger": "sidrec.generators.liger:Liger",
+        "cobra": "sidrec.generators.cobra:Cobra",
     },
     "scorers": {
         "popularity": "sidrec.scorers.popularity:Popularity",
@@ -60,6 +62,8 @@ METHODS: dict[str, dict[str, str]] = {
     "retrievers": {
         "mixture": "sidrec.retrieval.mixture:Mixture",
         "feedback": "sidrec.retrieval.feedback:Feedback",
+        "dense_ranking": "sidrec.retrieval.dense_ranking:DenseRanking",
+        "beam_fusion": "sidrec.retrieval.beam_fusion:BeamFusion",
     },
 }
 

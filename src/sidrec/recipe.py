@@ -38,6 +38,8 @@ TRAINING: dict[str, TrainConfig] = {
     "s2gr": SMALL_STEPS,
     "s2gr_tiger": TrainConfig(),
     "barge": SMALL_STEPS,
+    "liger": SMALL_STEPS,
+    "cobra": SMALL_STEPS,
 }
 """How each trained method is trained unless the config says otherwise."""
 

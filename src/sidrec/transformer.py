@@ -10,7 +10,7 @@ Source:   Vaswani et al. 2017 (arXiv:1706.03762); relative bias as T5 (arXiv:191
           block by block in the forward pass (the idea of Cut Cross-Entropy, arXiv:2411.09009).
 Differs:  PyTorch's CPU flash attention is slower than plain matmuls below about 128 positions.
 Cost:     O(B T^2 D) attention, O(P N D) loss; the loss keeps one block of (BLOCK_ROWS, N) logits.
-Shapes:   B sequences, T positions, D width, H heads, P target positions, N items.
+Shapes:   B sequences, T positions, D width, H heads, P target positions, N items, W inputs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from sidrec.errors import ConfigError
 from sidrec.mixture_of_experts import MixtureOfExperts, Routing
 from sidrec.types import HistoryBatch
 
+Memory = tuple[Tensor, Tensor]
+"""Keys and values (B, H, T, C) of a sequence in one block; C is the width of a head."""
 BLOCK_ROWS = 256  # rows of logits that exist at one time in `full_softmax_loss`
 
 
@@ -81,6 +83,9 @@ class CausalBlock(nn.Module):
         self, x_BTD: Tensor, bias_HTT: Tensor, routings: list[Routing] | None = None
     ) -> Tensor:
         x_BTD = x_BTD + self.dropout(self._attend(self.norm_attention(x_BTD), bias_HTT))
+        return self._feed_forward(x_BTD, routings)
+
+    def _feed_forward(self, x_BTD: Tensor, routings: list[Routing] | None = None) -> Tensor:
         normed_BTD = self.norm_hidden(x_BTD)
         if not self.routed:
             return x_BTD + self.dropout(self.down(self.dropout(F.gelu(self.up(normed_BTD)))))
@@ -98,10 +103,33 @@ class CausalBlock(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def _attend(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
+    def extend(self, x_BWD: Tensor, memory: Memory, bias_BH1T: Tensor, own_H: Tensor) -> Tensor:
+        """(B, W, D) one more place, in W ways that do not see each other, after a remembered one.
+
+        `bias_BH1T` is −inf where there is nothing to see; `own_H` is the bias of a place on itself.
+        """
+        q, k, v = self._heads(self.norm_attention(x_BWD))
+        scale = q.shape[-1] ** -0.5
+        past_BHWT = q @ memory[0].transpose(-1, -2) * scale + bias_BH1T
+        own_BHW1 = (q * k).sum(-1, keepdim=True) * scale + own_H[:, None, None]
+        attention = torch.cat([past_BHWT, own_BHW1], dim=-1).softmax(-1)
+        seen = attention[..., :-1] @ memory[1] + attention[..., -1:] * v
+        return self._feed_forward(x_BWD + self.out(seen.transpose(1, 2).reshape(x_BWD.shape)))
+
+    def remember(self, x_BTD: Tensor) -> Memory:
+        """Keys and values (B, H, T, C) of what comes into the block."""
+        _, keys, values = self._heads(self.norm_attention(x_BTD))
+        return keys, values
+
+    def _heads(self, x_BTD: Tensor) -> Tensor:
+        """(3, B, H, T, C) queries, keys and values."""
         B, T, D = x_BTD.shape
         heads = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        return heads.permute(2, 0, 3, 1, 4)
+
+    def _attend(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        q, k, v = self._heads(x_BTD)
         logits_BHTT = q @ k.transpose(-1, -2) * (D // self.num_heads) ** -0.5 + bias_HTT
         attention = self.dropout(logits_BHTT.softmax(-1).to(v.dtype))
         return self.out((attention @ v).transpose(1, 2).reshape(B, T, D))
@@ -148,6 +176,31 @@ class CausalTransformer(nn.Module):
         for bias_HT, block in zip(self.distance_bias, self.blocks, strict=True):
             x_BTD = block(x_BTD, bias_HT[:, distance] + self.future_TT[:T, :T], routings)
         return self.norm(x_BTD)
+
+    def remember(self, x_BTD: Tensor) -> list[Memory]:
+        """What every block keeps of a sequence that `extend` goes on from."""
+        T, memory = x_BTD.shape[1], []
+        distance = self.distance_TT[:T, :T]
+        for bias_HT, block in zip(self.distance_bias, self.blocks, strict=True):
+            memory.append(block.remember(x_BTD))  # type: ignore[operator]
+            x_BTD = block(x_BTD, bias_HT[:, distance] + self.future_TT[:T, :T])
+        return memory
+
+    def extend(self, x_BWD: Tensor, memory: list[Memory], lengths_B: Tensor) -> Tensor:
+        """(B, W, D) the state of place `lengths_B` of each sequence, for W inputs there.
+
+        Equal to `forward` on W copies of the sequence with the input put there, but the sequence,
+        as `remember` keeps it, is not read again. No dropout.
+        """
+        T = memory[0][0].shape[2]
+        distance_BT = lengths_B[:, None] - torch.arange(T, device=lengths_B.device)
+        hidden_B11T = (distance_BT < 1)[:, None, None]
+        distance_BT = distance_BT.clamp_min(0)
+        for bias_HT, block, kept in zip(self.distance_bias, self.blocks, memory, strict=True):
+            bias_BH1T = bias_HT[:, distance_BT].transpose(0, 1)[:, :, None]
+            bias_BH1T = bias_BH1T.masked_fill(hidden_B11T, -math.inf)
+            x_BWD = block.extend(x_BWD, kept, bias_BH1T, bias_HT[:, 0])  # type: ignore[operator]
+        return self.norm(x_BWD)
 
 
 class _FullSoftmaxLoss(torch.autograd.Function):

@@ -90,24 +90,79 @@ def beam_search(
     """
     if k < 1:
         raise ConfigError(f"beam_search: k must be at least 1, got {k}")
-    if not 0 <= length_penalty < inf:
-        raise ConfigError(f"beam_search: length_penalty must be at least 0, got {length_penalty}")
     if weights_N is not None and len(weights_N) < index.num_rows:
         raise DataError(
             f"beam_search: weights_N must cover the {index.num_rows} catalogue rows of the index, "
             f"got {len(weights_N)}; give one value a row"
         )
-    width, num_requests = max(beam_width, k if widen else 1), batch.num_requests
-    excluded_BX = None
-    if rules is not None:
-        index = rules.restrict(index)
-        excluded_BX = rules.excluded_rows(num_requests, index.device)
+    width = max(beam_width, k if widen else 1)
     if not constrained:
+        index, excluded_BX = under(rules, index, batch.num_requests)
         free = unconstrained_search(generator, batch, index, beam_width=width)
         scores_BW = free.scores_BK.masked_fill(~free.valid_BK, ILLEGAL)
         scores_BW, order_BW = scores_BW.sort(dim=1, descending=True, stable=True)
         nodes_BW = follow(index, free.codes_BKL)[-1].gather(1, order_BW)
         return expand(index, nodes_BW, scores_BW, k, excluded_BX, weights_N)
+    found = search_ids(
+        generator, batch, index, beam_width=width, rules=rules, renormalise=renormalise,
+        length_penalty=length_penalty, trace=trace,
+    )  # fmt: skip
+    return expand(
+        found.index, found.leaves_BW, found.scores_BW, k, found.excluded_BX, weights_N,
+        found.norms_BW,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class FoundIds:
+    """The best whole IDs of each request, and what says which of their items it may get."""
+
+    index: PrefixIndex
+    """As the rules leave it."""
+    leaves_BW: Tensor
+    """Leaf of each ID, best first; the sink where a beam died."""
+    scores_BW: Tensor
+    """Log-probability of each ID; far below DEAD where a beam died."""
+    excluded_BX: Tensor | None
+    norms_BW: Tensor | None = None
+    """What scores are divided by to rank, with a length penalty."""
+
+    @property
+    def alive_BW(self) -> Tensor:
+        return self.scores_BW > DEAD
+
+    def items(self) -> tuple[Tensor, Tensor]:
+        """(place in B * W, row) of every item that its request may get, by place, then row."""
+        return allowed_items(self.index, self.leaves_BW, self.alive_BW, self.excluded_BX)
+
+
+def under(
+    rules: Rules | None, index: PrefixIndex, num_requests: int
+) -> tuple[PrefixIndex, Tensor | None]:
+    """The index that the rules leave, and the rows (B, X) that each request must not get."""
+    if rules is None:
+        return index, None
+    index = rules.restrict(index)
+    return index, rules.excluded_rows(num_requests, index.device)
+
+
+@torch.inference_mode()
+def search_ids(
+    generator: Generator,
+    batch: HistoryBatch,
+    index: PrefixIndex,
+    *,
+    beam_width: int,
+    rules: Rules | None = None,
+    renormalise: bool = True,
+    length_penalty: float = 0.0,
+    trace: list[LevelTrace] | None = None,
+) -> FoundIds:
+    """The `beam_width` best IDs of each request that hold an item it may get; see `beam_search`."""
+    if not 0 <= length_penalty < inf:
+        raise ConfigError(f"beam_search: length_penalty must be at least 0, got {length_penalty}")
+    num_requests = batch.num_requests
+    index, excluded_BX = under(rules, index, num_requests)
     closed: list[Exhausted | None] = [None] * index.num_levels
     scores_BW = torch.zeros(num_requests, 1, device=index.device)
     if excluded_BX is not None:
@@ -126,14 +181,14 @@ def beam_search(
             written_BW = written_BW + (1 if ended_BW is None else (~ended_BW).float())
             norms_BW = written_BW**length_penalty
         scores_BW, parents_BW, codes_BW, nodes_BW = extend(
-            index, level, nodes_BW, logits_BWV, scores_BW, width,
+            index, level, nodes_BW, logits_BWV, scores_BW, beam_width,
             renormalise=renormalise, closed=closed[level], ended_BW=ended_BW, norms_BW=norms_BW,
         )  # fmt: skip
         if trace is not None:
             trace.append(LevelTrace(parents_BW, codes_BW, scores_BW, scores_BW > DEAD))
     if norms_BW is not None and parents_BW is not None:
         norms_BW = norms_BW.gather(1, parents_BW)
-    return expand(index, nodes_BW, scores_BW, k, excluded_BX, weights_N, norms_BW)
+    return FoundIds(index, nodes_BW, scores_BW, excluded_BX, norms_BW)
 
 
 def extend(
@@ -300,16 +355,7 @@ def expand(
     num_requests, width = leaves_BW.shape
     rows_BK = torch.full((num_requests, k), PAD, device=index.device)
     out_BK = torch.full((num_requests, k), -inf, device=index.device)
-    beams_M = alive_BW.flatten().nonzero()[:, 0]
-    owners, rows = tree.items_below(leaves_BW.flatten()[beams_M])
-    beams = beams_M[owners]
-    if excluded_BX is not None:
-        offsets = torch.arange(num_requests, device=index.device)[:, None] * index.num_rows
-        known_BX = (excluded_BX >= 0) & (excluded_BX < index.num_rows)
-        forbidden = (excluded_BX + offsets)[known_BX]
-        requests = beams.div(width, rounding_mode="floor")
-        allowed = ~torch.isin(rows + requests * index.num_rows, forbidden)
-        beams, rows = beams[allowed], rows[allowed]
+    beams, rows = allowed_items(index, leaves_BW, alive_BW, excluded_BX)
     scores = scores_BW.flatten()[beams]
     if weights_N is not None:
         scores = scores + log_shares(weights_N.to(index.device)[rows], beams, leaves_BW.numel())
@@ -326,6 +372,26 @@ def expand(
     rows_BK[at] = rows[first]
     out_BK[at] = scores[first]
     return Candidates(rows_BK.cpu().numpy(), out_BK.cpu().numpy())
+
+
+def allowed_items(
+    index: PrefixIndex, leaves_BW: Tensor, alive_BW: Tensor, excluded_BX: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(place in B * W, row) of the live items below each leaf, without those its request must not
+    get; by place, then row.
+    """
+    num_requests, width = leaves_BW.shape
+    beams_M = alive_BW.flatten().nonzero()[:, 0]
+    owners, rows = index.tree.items_below(leaves_BW.flatten()[beams_M])
+    beams = beams_M[owners]
+    if excluded_BX is None:
+        return beams, rows
+    offsets = torch.arange(num_requests, device=index.device)[:, None] * index.num_rows
+    known_BX = (excluded_BX >= 0) & (excluded_BX < index.num_rows)
+    forbidden = (excluded_BX + offsets)[known_BX]
+    requests = beams.div(width, rounding_mode="floor")
+    allowed = ~torch.isin(rows + requests * index.num_rows, forbidden)
+    return beams[allowed], rows[allowed]
 
 
 def log_shares(weights_M: Tensor, groups_M: Tensor, num_groups: int) -> Tensor:

@@ -109,19 +109,20 @@ class CausalConfig:
     """Of the initial weights."""
 
     def __post_init__(self) -> None:
+        method = type(self).__name__.removesuffix("Config").lower()
         if self.width % self.num_heads:
             raise ConfigError(
-                f"causal.width must be a multiple of num_heads, got {self.width} and "
+                f"{method}.width must be a multiple of num_heads, got {self.width} and "
                 f"{self.num_heads}"
             )
         for name in ("prefix_weight", "prefix_focus"):
             if (value := getattr(self, name)) < 0:
-                raise ConfigError(f"causal.{name} must not be negative, got {value}")
+                raise ConfigError(f"{method}.{name} must not be negative, got {value}")
         for name in ("prefix_temperature", "prefix_negatives"):
             if (value := getattr(self, name)) <= 0:
-                raise ConfigError(f"causal.{name} must be above 0, got {value}")
+                raise ConfigError(f"{method}.{name} must be above 0, got {value}")
         require_experts(
-            "causal",
+            method,
             self.num_experts,
             self.experts_per_token,
             self.hidden_multiplier * self.width,
@@ -174,7 +175,7 @@ class Causal(nn.Module):
             num_heads=config.num_heads,
             hidden=config.hidden_multiplier * width,
             dropout=config.dropout,
-            max_length=config.max_length,
+            max_length=self.num_positions(config.max_length),
             num_experts=config.num_experts,
             experts_per_token=config.experts_per_token,
         )
@@ -206,8 +207,8 @@ class Causal(nn.Module):
         """An untrained model, initialised by `config.seed`. Needs vectors and semantic IDs."""
         if context.vectors is None or context.semantic_ids is None:
             raise DataError(
-                "causal needs item vectors and semantic IDs, got a catalogue without them; "
-                "embed and tokenize the items first"
+                f"{cls.__name__.lower()} needs item vectors and semantic IDs, got a catalogue "
+                "without them; embed and tokenize the items first"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -219,6 +220,11 @@ class Causal(nn.Module):
         return (0,)
 
     # ------------------------------------------------------------------ history
+
+    @staticmethod
+    def num_positions(max_length: int) -> int:
+        """Places that the longest history takes in the encoder."""
+        return max_length
 
     def states(self, batch: HistoryBatch, routings: list[Routing] | None = None) -> Tensor:
         """(B, T, D) one state a position; T is at most `max_length`. See `CausalTransformer`."""
@@ -250,12 +256,32 @@ class Causal(nn.Module):
         assert batch.targets_BT is not None
         real = batch.targets_BT >= 0
         routings: list[Routing] = []
-        states_PD, targets_P = self.states(batch, routings)[real], batch.targets_BT[real]
+        states_PD = self.states(batch, routings)[real]
+        losses = self.loss_at(states_PD, batch.targets_BT[real], seen_so_far(batch)[real])
+        return self.balanced(*losses, routings, real)
+
+    def balanced(
+        self,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+        routings: list[Routing],
+        real: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss with that of the experts' balance over the `real` places, where experts are."""
+        if not routings:
+            return loss, parts
+        balance, shares = balance_loss(routings, real)
+        return loss + self.config.balance_weight * balance, parts | shares
+
+    def loss_at(
+        self, states_PD: Tensor, targets_P: Tensor, seen_PS: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss` from the states before the targets, and the items seen until then, −1 for none."""
         table_ND = self.item_table()
         symbols_PL = self.symbols_NL[targets_P]
         parents_L = [self.tree.parents_of(level, targets_P) for level in range(len(self.codes))]
         nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
-        seen = seen_of(states_PD, seen_so_far(batch)[real], table_ND)
+        seen = seen_of(states_PD, seen_PS, table_ND)
         nats_PL = self.trained_nats(states_PD, symbols_PL, parents_L, nodes_L, seen)
         nats_L = nats_PL.mean(0)
         parts = {f"level{level}_nats": nats.detach() for level, nats in enumerate(nats_L)}
@@ -270,10 +296,6 @@ class Causal(nn.Module):
             )
             parts["item_nats"] = item_nats.detach()
             loss = loss + self.config.item_loss_weight * item_nats
-        if routings:
-            balance, shares = balance_loss(routings, real)
-            parts |= shares
-            loss = loss + self.config.balance_weight * balance
         return loss, parts
 
     def trained_nats(
