@@ -46,8 +46,8 @@ RUNS: dict[str, GeneratorRun] = {
     ),
     "liger": GeneratorRun(
         generator="liger",
-        retrievers={"dense_rank": {}},
-        rows={"liger_beam": "liger", "liger": "dense_rank"},
+        retrievers={"dense_ranking": {}},
+        rows={"liger_beam": "liger", "liger": "dense_ranking"},
     ),
     "cobra": GeneratorRun(
         generator="cobra",
@@ -67,3 +67,5 @@ RUNS: dict[str, GeneratorRun] = {
 """Run -> what is fitted. Row names are those of the figures."""
 
 BASELINE = "causal_same_budget"
+ROWS = tuple(row for run in RUNS.values() for row in run.rows)
+"""All rows in the order of the table."""

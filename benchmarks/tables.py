@@ -17,6 +17,7 @@ from typing import Any
 
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
 from figures import read_figures
+from generator_tables import generator_table, s2gr_table
 from scaling_tables import scaling_table
 from tokenizer_tables import cold_table, id_table, joint_table, stability_table, tokenizer_table
 
@@ -225,6 +226,9 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "cold": lambda figures: cold_table(figures, "amazon_beauty"),
     "stability": lambda figures: stability_table(figures, "amazon_beauty"),
     "joint": lambda figures: joint_table(figures, "amazon_beauty"),
+    "generators_beauty": lambda figures: generator_table(figures, "amazon_beauty"),
+    "generators_sports": lambda figures: generator_table(figures, "amazon_sports"),
+    "s2gr": lambda figures: s2gr_table(figures, "amazon_beauty"),
     "scaling_beauty": lambda figures: scaling_table(figures, "amazon_beauty"),
     "scaling_sports": lambda figures: scaling_table(figures, "amazon_sports"),
     "scaling_chain": lambda figures: scaling_table(figures, "chain"),
