@@ -38,7 +38,8 @@ from sidrec.types import (
     as_ids,
 )
 
-SMALL = small_config(ParallelConfig)
+SMALL = small_config(ParallelConfig, code_loss_weight=1.0, item_loss_weight=0.0)
+COSINE = replace(SMALL, temperature=0.3)
 
 
 def context_with(codes_NL, num_codes, seed=0):
@@ -82,21 +83,19 @@ def test_the_probabilities_of_every_head_sum_to_one_over_its_own_codes():
         assert (probs_BV[:, num_codes:] == 0).all()
 
 
-def test_a_logit_is_the_cosine_of_code_and_head_over_the_temperature():
-    model, batch = built(Parallel, SMALL), tiny_batch()
+@pytest.mark.parametrize("config", [SMALL, COSINE], ids=["products", "cosines"])
+def test_a_logit_is_the_product_of_code_and_head_or_their_cosine_over_the_temperature(config):
+    model, batch = built(Parallel, config), tiny_batch()
     with torch.no_grad():
-        codes_LVD = model.unit_codes()
+        codes_LVD = model.code_table()
         state_D = model.states(batch, codes_LVD)[0, batch.lengths_B[0] - 1]
-        level, code = 1, 2
-        head_D = state_D + F.silu(model.head_weight[level] @ state_D + model.head_bias[level, 0])
-        cosine = F.cosine_similarity(head_D, model.codes[level][code], dim=0)
+        head_D = state_D + F.silu(model.head_weight[1] @ state_D + model.head_bias[1, 0])
         state = model.start(batch)
         logits_BWV, _ = model.step(model.step(state, None, None)[1], torch.zeros(5, 3), None)
-    others = [
-        F.cosine_similarity(head_D, model.codes[level][c], dim=0) / 0.3 for c in range(NUM_CODES[1])
-    ]
-    expected = cosine / 0.3 - torch.stack(others).logsumexp(0)
-    assert logits_BWV[0, 0, code].item() == pytest.approx(expected.item(), abs=1e-5)
+        products_V = model.codes[1] @ head_D
+        if config.temperature is not None:
+            products_V = products_V / head_D.norm() / model.codes[1].norm(dim=1) / 0.3
+    torch.testing.assert_close(logits_BWV[0, 0], products_V.log_softmax(0))
 
 
 def test_what_a_level_says_does_not_depend_on_the_codes_so_far():
@@ -109,19 +108,20 @@ def test_what_a_level_says_does_not_depend_on_the_codes_so_far():
     assert torch.equal(logits_BWV[:, 0], logits_BWV[:, 2])
 
 
-def test_an_item_reads_the_mean_of_its_code_embeddings():
-    config = replace(SMALL, input_vectors=False, item_embedding=False)
-    model = built(Parallel, config)
+@pytest.mark.parametrize("config", [SMALL, COSINE], ids=["products", "cosines"])
+def test_an_item_reads_the_mean_of_its_code_embeddings(config):
+    model = built(Parallel, replace(config, input_vectors=False, item_embedding=False))
     model.encoder = torch.nn.Identity()
     batch = HistoryBatch(torch.tensor([[7, 3]]), torch.tensor([2]))
     with torch.no_grad():
-        got = model.states(batch, model.unit_codes())[0, 0]
+        got = model.states(batch, model.code_table())[0, 0]
         codes = tiny_context().semantic_ids.codes[7]
-        units = [F.normalize(model.codes[le][c], dim=0) for le, c in enumerate(codes)]
-    torch.testing.assert_close(got, sum(units) / 3 * 16**0.5)
+        rows = [model.codes[level][code] for level, code in enumerate(codes)]
+        rows = rows if config.temperature is None else [F.normalize(r, dim=0) for r in rows]
+    torch.testing.assert_close(got, sum(rows) / 3 * (3 * 16) ** 0.5)
     twins = HistoryBatch(torch.tensor([[22], [23]]), torch.tensor([1, 1]))  # one ID, two items
     with torch.no_grad():
-        first, second = model.states(twins, model.unit_codes())[:, 0]
+        first, second = model.states(twins, model.code_table())[:, 0]
     assert torch.equal(first, second)
 
 
@@ -164,7 +164,7 @@ def test_a_shorter_id_ends_with_a_symbol_of_its_own_and_costs_nothing_after():
     codes_12 = torch.tensor([1, 2])
     batch = HistoryBatch(torch.tensor([[0]]), torch.tensor([1]), torch.tensor([[1]]))
     with torch.no_grad():
-        nats_L = model.code_nats(model.logits(torch.randn(2, 16), model.unit_codes()), codes_12)
+        nats_L = model.code_nats(model.logits(torch.randn(2, 16), model.code_table()), codes_12)
     assert nats_L.shape == (3,) and (nats_L > 0).all()
 
 
@@ -242,7 +242,7 @@ def test_without_an_item_loss_only_the_repeat_bias_learns_from_items():
     model = built(Parallel, SMALL)
     logits_LPV = None
     plain = gradients(SMALL, batch)
-    codes_LVD = model.unit_codes()
+    codes_LVD = model.code_table()
     real = batch.targets_BT >= 0
     logits_LPV = model.logits(model.states(batch, codes_LVD)[real], codes_LVD)
     model.code_nats(logits_LPV, batch.targets_BT[real]).sum().backward()

@@ -4,23 +4,24 @@ A causal transformer over items gives one state s a position. Given s the L code
 head j turns s into the vector that the codes of book j meet, and an item scores by their sum:
 
     g_j(s)    = s + silu(W_j s + b_j)
-    log p_j   = log softmax over codes c of book j of  cos(e_jc, g_j(s)) / tau
+    log p_j   = log softmax over codes c of book j of  e_jc · g_j(s)
     score(i)  = sum over j of log p_j(c_ij)  +  r if the history holds i
-    loss      = mean over targets of −sum over j of log p_j
+    loss      = −v log softmax over i of score(i) [target]  −  w sum over j of log p_j [its code]
 
 So codes have no order, IDs may be long (16 to 64 codes of a product quantiser, tokenizer `opq`),
 and nothing is decoded step by step: `search` sums L numbers for every item of the catalogue or,
-above `exact_below` items, walks a graph of similar items (`decoding.parallel`). The sum over items
-of e^score is below 1, since most code tuples are no item's; `item_loss_weight` trains the
-probabilities over the items there are, softmax over i of score(i), beside those of the codes.
+above `exact_below` items, walks a graph of similar items (`decoding.parallel`).
 
 Source:   RPG, arXiv:2506.05781: sections 3.1 (loss over all codes), 3.2 (score), 3.3 (graph).
-Differs:  the paper's item input is the mean of its code embeddings, ours adds the projected vector
-          and a learnt embedding (`input_vectors`, `item_embedding`); its loss is that of the codes
-          alone, ours adds the item softmax (`item_loss_weight`); r, a learnt number for items of
-          the history (`RepeatBias`), is ours; so are relative positions, dropouts, code embeddings
-          started at projected mean vectors, and scoring every item where that takes milliseconds.
-          Cosine and residual heads are how we read "projection" and tau = .03.
+Differs:  the paper trains the codes alone (v = 0, w = 1): each head is then right about its own
+          code, but most code tuples are no item's. Ours trains the items there are
+          (`item_loss_weight`) and keeps little of the other. The paper's logits are divided by
+          tau = .03, so e and g must be of length 1 (`temperature`); ours are plain products. Its
+          item input is the mean of its code embeddings; ours adds the projected vector and a learnt
+          embedding (`input_vectors`, `item_embedding`). r, a learnt number for items of the history
+          (`RepeatBias`), relative positions, dropouts, code embeddings started at projected mean
+          vectors, and scoring every item where that takes milliseconds are ours. Residual heads
+          are how we read "projection".
 Cost:     a step O(T^2 D + P L (D^2 + V D)), and O(P N L) for the item softmax, with one block of
           (N, 32) scores alive. Search: see `decoding.parallel`.
 Shapes:   B requests, T history length, D width, L levels, V symbols of the widest level, N items,
@@ -85,21 +86,21 @@ class ParallelConfig:
     """On the item representations of the history."""
     head_dropout: float = 0.0
     """On what the heads add to the state."""
-    temperature: float = 0.03
-    """tau: logits are cosines divided by it."""
+    temperature: float | None = None
+    """tau: logits are cosines divided by it (RPG: 0.03). None: plain products, their scale learnt."""
     input_vectors: bool = True
     """Add the projected item vector to the mean of its code embeddings; false as in the paper."""
     item_embedding: bool = True
     """Add a learnt embedding per item to that; false as in the paper."""
-    code_loss_weight: float = 1.0
-    """Weight of the loss over codes, the paper's; 0 trains on whole items alone."""
-    item_loss_weight: float = 0.0
+    code_loss_weight: float = 0.1
+    """Weight of the loss over codes (RPG: 1, and nothing else); 0 trains on whole items alone."""
+    item_loss_weight: float = 1.0
     """Weight of the softmax over the items of the catalogue; 0 as in the paper."""
     item_targets: int | None = None
     """Targets a step that the item softmax is worked out for, drawn at random; None: all."""
     exact_below: int = 200_000
     """Catalogues, or what a rule leaves of them, up to this many items are scored whole."""
-    num_neighbours: int = 32
+    num_neighbours: int = 64
     """Edges of an item in the graph that larger ones are searched by."""
     search_steps: int = 4
     """Steps of that search."""
@@ -122,8 +123,11 @@ class ParallelConfig:
         for name in ("exact_below", "search_steps", "code_loss_weight", "item_loss_weight"):
             if (value := getattr(self, name)) < 0:
                 raise ConfigError(f"parallel.{name} must not be negative, got {value}")
-        if not self.temperature > 0:
-            raise ConfigError(f"parallel.temperature must be above 0, got {self.temperature}")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ConfigError(
+                f"parallel.temperature must be above 0, got {self.temperature}; leave it out for "
+                "plain products"
+            )
         if self.item_targets is not None and self.item_targets < 1:
             raise ConfigError(
                 f"parallel.item_targets must be at least 1, got {self.item_targets}; leave it out "
@@ -219,17 +223,18 @@ class Parallel(nn.Module):
 
     # ------------------------------------------------------------------ history to codes
 
-    def unit_codes(self) -> Tensor:
-        """(L, V, D) code embeddings of length 1; zeros beyond a narrow level."""
+    def code_table(self) -> Tensor:
+        """(L, V, D) code embeddings, of length 1 under a temperature; zeros beyond a narrow level."""
         tables = [F.pad(t, (0, 0, 0, self.level_width - len(t))) for t in self.codes]
-        return F.normalize(torch.stack(tables), dim=-1)
+        codes_LVD = torch.stack(tables)
+        return codes_LVD if self.config.temperature is None else F.normalize(codes_LVD, dim=-1)
 
     def states(self, batch: HistoryBatch, codes_LVD: Tensor) -> Tensor:
         """(B, T, D) one state a position; T is at most `max_length`."""
         rows_BT = batch.items_BT.clamp_min(0)
         table_SD = F.pad(codes_LVD.flatten(0, 1), (0, 0, 0, 1))
         places = self.places_NL[rows_BT].flatten(0, 1)
-        mean = F.embedding_bag(places, table_SD, mode="sum") / len(self.widths)
+        mean = F.embedding_bag(places, table_SD, mode="sum") / len(self.widths) ** 0.5
         x_BTD = mean.unflatten(0, rows_BT.shape)
         if self.items is not None:
             x_BTD = x_BTD + self.items(rows_BT)
@@ -242,14 +247,15 @@ class Parallel(nn.Module):
         """(L, P, V) float32 logits of every code of every level; −inf beyond a narrow level."""
         added_LPD = torch.matmul(states_PD, self.head_weight.transpose(1, 2)) + self.head_bias
         heads_LPD = states_PD + self.head_dropout(F.silu(added_LPD))
-        heads_LPD = F.normalize(heads_LPD.float(), dim=-1) / self.config.temperature
+        if (temperature := self.config.temperature) is not None:
+            heads_LPD = F.normalize(heads_LPD.float(), dim=-1) / temperature
         with torch.autocast(states_PD.device.type, enabled=False):
-            logits_LPV = torch.bmm(heads_LPD, codes_LVD.float().transpose(1, 2))
+            logits_LPV = torch.bmm(heads_LPD.float(), codes_LVD.float().transpose(1, 2))
         return logits_LPV.masked_fill(self.absent_LV[:, None], -torch.inf)
 
     def log_prob_table(self, batch: HistoryBatch) -> Tensor:
         """(B, S) float32 log-probability of every code after each history; 0 in the last column."""
-        batch, codes_LVD = batch.last(self.max_length), self.unit_codes()
+        batch, codes_LVD = batch.last(self.max_length), self.code_table()
         states_BD = last_states(self.states(batch, codes_LVD), batch.lengths_B)
         log_probs_LBV = self.logits(states_BD, codes_LVD).log_softmax(-1)
         return F.pad(log_probs_LBV.transpose(0, 1).flatten(1), (0, 1))
@@ -261,7 +267,7 @@ class Parallel(nn.Module):
         batch = batch.last(self.max_length)
         assert batch.targets_BT is not None
         real = batch.targets_BT >= 0
-        codes_LVD = self.unit_codes()
+        codes_LVD = self.code_table()
         states_PD, targets_P = self.states(batch, codes_LVD)[real], batch.targets_BT[real]
         logits_LPV = self.logits(states_PD, codes_LVD)
         nats_L = self.code_nats(logits_LPV, targets_P)
@@ -393,10 +399,10 @@ class Parallel(nn.Module):
         return super().train(mode)
 
     def graph(self) -> ItemGraph:
-        """Items that share codes, by the similarity of code embeddings; kept until these change."""
+        """Items with similar codes, by the cosines of code embeddings; kept until these change."""
         key = [(w.data_ptr(), w._version) for w in self.codes]
         if self._kept[0] != key or self._kept[1] is None:
-            codes_LVD = self.unit_codes()
+            codes_LVD = F.normalize(self.code_table(), dim=-1)
             graph = item_graph(
                 codes_LVD @ codes_LVD.transpose(1, 2),
                 self.places_NL,

@@ -46,7 +46,6 @@ SMALL: dict[str, Any] = {
     "epochs": 2,
     "num_steps": 30,
     "device": "cpu",
-    "temperature": 0.3,
 }
 """Values for config fields of these names, wherever a config has them."""
 
