@@ -87,7 +87,7 @@ class ParallelConfig:
     head_dropout: float = 0.0
     """On what the heads add to the state."""
     temperature: float | None = None
-    """tau: logits are cosines divided by it (RPG: 0.03). None: plain products, their scale learnt."""
+    """tau: logits are cosines divided by it (RPG: 0.03). None: plain products of learnt scale."""
     input_vectors: bool = True
     """Add the projected item vector to the mean of its code embeddings; false as in the paper."""
     item_embedding: bool = True
@@ -224,7 +224,7 @@ class Parallel(nn.Module):
     # ------------------------------------------------------------------ history to codes
 
     def code_table(self) -> Tensor:
-        """(L, V, D) code embeddings, of length 1 under a temperature; zeros beyond a narrow level."""
+        """(L, V, D) code embeddings, of length 1 with a temperature; zeros where a level ends."""
         tables = [F.pad(t, (0, 0, 0, self.level_width - len(t))) for t in self.codes]
         codes_LVD = torch.stack(tables)
         return codes_LVD if self.config.temperature is None else F.normalize(codes_LVD, dim=-1)
