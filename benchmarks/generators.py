@@ -154,7 +154,7 @@ def cost_of(recommender: Recommender, system: str, shared: Path) -> dict[str, fl
     for fitted in own:
         parameters += sum(p.numel() for p in fitted.value.parameters())
         folders = sorted((shared / "training").glob(f"{fitted.name}-*"), key=newest)
-        found = load_newest(folders[-1])
+        found = load_newest(folders[-1] / "checkpoints")
         assert found is not None
         seconds += found[1]["progress"]["seconds"]
     return {"parameters": parameters, "train_seconds": round(seconds, 1)}
