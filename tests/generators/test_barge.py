@@ -198,12 +198,14 @@ def test_an_item_one_list_lacks_counts_as_its_worst(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("rules", [
-    None,
-    Rules(keep_N=np.arange(NUM_ITEMS) % 4 != 1, exclude=[[2, 3, 4, 6, 2], [0]]),
-], ids=["free", "rules"])  # fmt: skip
-def test_exact_gives_every_item_the_score_of_a_full_beam(rules):
-    context = make_context()
+@pytest.mark.parametrize("ruled", [False, True])
+def test_exact_gives_every_item_the_score_of_a_full_beam(ruled):
+    context, rules = make_context(), None
+    if ruled:  # a whole branch of A; and items whose half-IDs others hold
+        branch = np.flatnonzero(context.semantic_ids.codes[:, 0] == 1)
+        rules = Rules(
+            keep_N=np.arange(NUM_ITEMS) % 7 != 1, exclude=[branch, [*range(0, NUM_ITEMS, 3), 3]]
+        )
     index, asked = index_of(context), {"rules": rules, "weights_N": WEIGHTS_N}
     full = make_model(context).search(BATCH, index, k=NUM_ITEMS, beam_width=80, **asked)
     narrow = make_model(context, absent="exact").search(BATCH, index, k=3, beam_width=2, **asked)
