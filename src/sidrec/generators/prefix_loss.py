@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NO_PREFIX = -1e30
-"""Stands for the logarithm of 0; finite, so that its gradient is 0 and not NaN."""
+"""Stands for the logarithm of 0; finite, so that differences of it are never NaN."""
 
 
 def pointwise_nats(nats_PL: Tensor, temperature: float = 1.0) -> Tensor:
