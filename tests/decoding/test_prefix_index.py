@@ -132,3 +132,18 @@ def test_predicates_are_worked_out_once_and_the_oldest_forgotten():
 def test_changes_that_make_no_sense_are_refused_with_the_reason(change, message):
     with pytest.raises(DataError, match=message):
         change(index_of([[0, 0], [0, 1], [1, 0]], (2, 2)))
+
+
+def test_a_part_of_the_levels_is_an_index_of_those_codes_of_the_live_items():
+    random = np.random.default_rng(6)
+    codes = np.stack([random.integers(0, v, 40) for v in (3, 2, 4, 5)], axis=1)
+    ids = SemanticIds(as_ids(range(40)), codes, (3, 2, 4, 5))
+    index = PrefixIndex.build(ids).delete(np.array([7])).insert([50], [[2, 1, 3, 4]])
+    rows = torch.tensor([*range(7), *range(8, 40), 50])
+    expected = np.vstack([np.delete(codes, 7, axis=0), [2, 1, 3, 4]])
+    for start, stop in ((0, 2), (2, 4), (1, 4)):
+        part = index.part(start, stop)
+        assert part.num_codes == index.num_codes[start:stop] and part.num_items == 40
+        np.testing.assert_array_equal(part.codes(rows), expected[:, start:stop])
+        assert part.paths(torch.tensor([7]))[-1] == part.sinks[-1]
+        assert index.part(start, stop) is part
