@@ -5,7 +5,8 @@
 For each method and seed: fit the tokenizer on the default vectors (timed), look at its IDs as they
 come and after the collision policy, train the default generator on them for `--epochs`, and read
 the test part once. A finished one is kept under `--runs` and not done again, so the table grows
-over several calls; every call writes all that is there. `--ids-only` stops before the generator.
+over several calls; every call writes all that is there. `--ids-only` stops before the generator,
+`--ablations` writes what concerns variants alone, to a file of its own.
 Figures: `<data>.tokenizer.<method>.{icr,cur,collision_share,fit_seconds,...}`,
 `<data>.<method>_ids.[<stratum>.]<metric>`, and paired differences
 `<data>.<method>_ids_minus_<baseline>_ids.<metric>` on the seeds both have.
@@ -40,7 +41,7 @@ from sidrec.tokenizers.health import health
 from sidrec.types import Bools, CatalogueContext, Dataset, Ints, ItemVectors, Split
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-BASELINES = ("residual_kmeans", "rqvae")
+BASELINES = ("residual_kmeans", "rqvae", "plum_rqvae")
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8, help="of the generator")
     parser.add_argument("--runs", type=Path, default=Path("runs/tokenizers"))
     parser.add_argument("--ids-only", action="store_true", help="train no generator")
+    parser.add_argument("--ablations", action="store_true", help="write the variants alone")
     arguments = parser.parse_args()
     dataset = load_named(arguments.data)
     parts = split(dataset, "leave_one_out")
@@ -69,8 +71,10 @@ def main() -> None:
                 done.write_text(measure(dataset, parts, settings, folder).to_json())
                 print(name, seed, short(Report.from_json(done.read_text())), flush=True)
     figures, seeds = collect(arguments.data, arguments.runs)
+    if arguments.ablations:
+        figures = {name: figure for name, figure in figures.items() if of_variant(name)}
     path = write(
-        f"tokenizers_{arguments.data}",
+        f"{'tokenizer_ablations' if arguments.ablations else 'tokenizers'}_{arguments.data}",
         figures,
         seeds=seeds,
         command=" ".join(["python", *sys.argv]),
@@ -78,6 +82,13 @@ def main() -> None:
         "policy, recommendation after it (reassign)",
     )
     print(f"wrote {path.name}")
+
+
+def of_variant(figure: str) -> bool:
+    """Whether a figure is of a variant, or of lengths and sharing by popularity."""
+    part = figure.split(".")
+    system = part[2] if part[1] == "tokenizer" else part[1].partition("_ids")[0]
+    return system in VARIANTS or (part[1] == "tokenizer" and part[3] in STRATA)
 
 
 def settings_for(dataset: Dataset, name: str, seed: int, epochs: int) -> RunConfig:

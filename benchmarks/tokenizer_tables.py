@@ -55,6 +55,12 @@ def id_table(figures: Figures, dataset: str, *, variants: bool = False) -> str:
             accuracy_cell(figures.get(f"{dataset}.{name}_ids.{stratum}recall@10"), None)
             for stratum in (*(("",) if variants else ()), "head.", "mid.", "tail.", "cold.")
         ]
+        if variants:
+            pairs = [
+                figures.get(f"{dataset}.{name}_ids_minus_{baseline}_ids.recall@10")
+                for baseline in ("residual_kmeans", "plum_rqvae")
+            ]
+            strata = [*(signed(pair) if pair else "–" for pair in pairs), *strata]
         rows.append(
             [
                 f"`{name}`",
@@ -68,7 +74,7 @@ def id_table(figures: Figures, dataset: str, *, variants: bool = False) -> str:
                 *strata,
             ]
         )
-    all_users = ["R@10"] if variants else []
+    all_users = ["R@10 − `residual_kmeans`", "R@10 − `plum_rqvae`", "R@10"] if variants else []
     header = [
         "IDs of",
         "ICR",
