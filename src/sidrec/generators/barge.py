@@ -284,15 +284,15 @@ def exact_scores_of(
     excluded_BX = None if rules is None else rules.excluded_rows(len(rows_BQ), device)
     rows_BQ = torch.where(rows_BQ == PAD, index.tree.items()[0][0], rows_BQ)
     log_probs_BQ = item_log_probs(half, batch, index, rows_BQ, excluded_BX=excluded_BX)  # type: ignore[arg-type]
-    weights_N = torch.ones(index.num_rows) if weights_N is None else weights_N
-    weights_N = weights_N.to(device, torch.float64)
+    given_N = torch.ones(index.num_rows) if weights_N is None else weights_N
+    shares_N = given_N.to(device, torch.float64)
     leaves_BQ = index.paths(rows_BQ)[-1]
     leaves_M, places_BQ = leaves_BQ.unique(return_inverse=True)
     owners, rows = index.tree.items_below(leaves_M)
-    sums_M = weights_N.new_zeros(len(leaves_M)).index_add_(0, owners, weights_N[rows])
+    sums_M = shares_N.new_zeros(len(leaves_M)).index_add_(0, owners, shares_N[rows])
     sums_BQ = sums_M[places_BQ]
     if excluded_BX is not None:
         gone_BX = index.paths(excluded_BX)[-1]
-        lost_BX = weights_N[excluded_BX.clamp_min(0)].masked_fill(gone_BX == index.sinks[-1], 0.0)
+        lost_BX = shares_N[excluded_BX.clamp_min(0)].masked_fill(gone_BX == index.sinks[-1], 0.0)
         sums_BQ = sums_BQ - ((leaves_BQ[..., None] == gone_BX[:, None]) * lost_BX[:, None]).sum(-1)
-    return log_probs_BQ + (weights_N[rows_BQ] / sums_BQ.clamp_min(1e-300)).log().float()
+    return log_probs_BQ + (shares_N[rows_BQ] / sums_BQ.clamp_min(1e-300)).log().float()
