@@ -138,6 +138,12 @@ def test_items_of_one_id_divide_its_probability_among_those_that_may_be_returned
     found = exact_search(without_two, places_NL, 4)
     assert found.rows_BK.tolist() == [[2, 3, 0, -1], [0, 2, -1, -1]]
     np.testing.assert_allclose(np.exp(found.scores_BK[0, :3]), [1 / 2, 3 / 8, 1 / 8], rtol=1e-5)
+    whole_id = torch.tensor([[0, 1, 3], [3, -1, -1]])  # nobody is left of the first request's ID
+    asked = replace(question, excluded_BX=whole_id)
+    walked = graph_search(asked, places_NL, graph, 4, beam_width=4, num_steps=4)
+    for found in (exact_search(asked, places_NL, 4), walked):
+        assert found.rows_BK.tolist() == [[2, -1, -1, -1], [2, 1, 0, -1]]
+        np.testing.assert_allclose(np.exp(found.scores_BK[:, 0]), [1, 1 / 2], rtol=1e-5)
 
 
 def test_columns_list_the_items_that_hold_each_code():

@@ -93,19 +93,27 @@ class Sharing:
         return int(self.groups_N.max()) + 1 if len(self.groups_N) else 0
 
     def log_totals(self, question: Question) -> Tensor:
-        """(B or 1, G) float32 log weight of each ID among the items a request may get."""
+        """(B or 1, G) float32 log weight of each ID among the items a request may get.
+
+        0 where none is left: nobody gets that ID, and −inf would make NaN of what is forbidden.
+        """
         weights_N = self.weights_N.double()
         if question.allowed_N is not None:
             weights_N = weights_N * question.allowed_N
         totals_G = weights_N.new_zeros(self.num_groups).index_add_(0, self.groups_N, weights_N)
         excluded_BX = question.known_exclusions(len(weights_N))
         if excluded_BX is None:
-            return totals_G.log().float()[None]
+            return log_or_zero(totals_G)[None]
         rows_BX = excluded_BX.clamp_min(0)
         lost_BX = weights_N[rows_BX] * (excluded_BX >= 0)
         totals_BG = totals_G.repeat(question.num_requests, 1)
         totals_BG.scatter_add_(1, self.groups_N[rows_BX], -lost_BX)
-        return totals_BG.clamp_min(0).log().float()
+        return log_or_zero(totals_BG)
+
+
+def log_or_zero(weights: Tensor) -> Tensor:
+    """float32 logs; 0 where there is no weight."""
+    return weights.log().masked_fill(weights <= 0, 0.0).float()
 
 
 @dataclass(frozen=True, eq=False)
