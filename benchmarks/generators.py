@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from figures import write
 from generator_rows import BASELINE, RUNS, GeneratorRun
-from quality import as_figure
+from quality import as_difference, as_figure
 
 import sidrec
 from sidrec import config
@@ -199,11 +199,8 @@ def collect(data: str, runs: Path) -> tuple[dict[str, dict[str, Any]], list[int]
             average_seeds([found[seed] for seed in common]) for found in (of, reports[BASELINE])
         )
         for metric in METRICS:
-            difference = asdict(compare(mine, theirs, metric))
             figures[f"{data}.{row}_minus_{BASELINE}.{metric}"] = {
-                **{k: round(difference[k], 5) for k in ("value", "low", "high", "p")},
-                "unit": "difference",
-                "n": difference["n"],
+                **as_difference(compare(mine, theirs, metric)),
                 "seeds": common,
             }
     return figures, sorted({seed for of in reports.values() for seed in of})

@@ -118,14 +118,7 @@ def figures_of(
             for name, report in systems.items():
                 for metric in metrics if name != "hybrid" else ():
                     paired = compare(systems["hybrid"], report, metric)
-                    figures[f"{dataset}.hybrid_minus_{name}.{rule}{metric}"] = {
-                        "value": round(paired.value, 5),
-                        "low": round(paired.low, 5),
-                        "high": round(paired.high, 5),
-                        "p": round(paired.p, 5),
-                        "unit": "difference",
-                        "n": paired.n,
-                    }
+                    figures[f"{dataset}.hybrid_minus_{name}.{rule}{metric}"] = as_difference(paired)
     return figures
 
 
@@ -135,6 +128,12 @@ def as_figure(figure: Figure) -> dict[str, Any]:
     if figure.low is not None and figure.high is not None:
         plain |= {"low": round(figure.low, 5), "high": round(figure.high, 5)}
     return {**plain, "unit": "ratio", "n": figure.n}
+
+
+def as_difference(paired: Any) -> dict[str, Any]:
+    """A paired comparison of two reports as a figure of a benchmark file."""
+    numbers = {name: round(getattr(paired, name), 5) for name in ("value", "low", "high", "p")}
+    return {**numbers, "unit": "difference", "n": paired.n}
 
 
 if __name__ == "__main__":

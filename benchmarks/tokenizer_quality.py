@@ -20,13 +20,13 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from figures import write
-from quality import BEYOND, STRATA, as_figure
+from quality import BEYOND, STRATA, as_difference, as_figure
 from tokenizer_rows import METHODS, VARIANTS
 
 from sidrec import config, methods
@@ -211,11 +211,8 @@ def collect(data: str, runs: Path) -> tuple[dict[str, dict[str, Any]], list[int]
                 average_seeds([found[seed] for seed in common]) for found in (of, reports[baseline])
             )
             for metric in METRICS:
-                difference = asdict(compare(mine, theirs, metric))
                 figures[f"{data}.{name}_ids_minus_{baseline}_ids.{metric}"] = {
-                    **{k: round(difference[k], 5) for k in ("value", "low", "high", "p")},
-                    "unit": "difference",
-                    "n": difference["n"],
+                    **as_difference(compare(mine, theirs, metric)),
                     "seeds": common,
                 }
     return figures, sorted({seed for of in reports.values() for seed in of})

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from sidrec.contracts import Systems
+from sidrec.decoding.rules import padded
 from sidrec.errors import ConfigError, DataError
 from sidrec.retrieval.fusion import places, union
 from sidrec.retrieval.top_items import listed
@@ -220,12 +221,7 @@ def forbidden(rows_BWP: Tensor, exclude: Sequence[Ints] | None, keep_N: Bools | 
     if keep_N is not None:
         found_BWP = found_BWP | ~torch.from_numpy(keep_N)[rows_BWP.clamp_min(0)]
     if exclude is not None:
-        longest = max((len(rows) for rows in exclude), default=0)
-        rows_BX = np.full((len(exclude), max(longest, 1)), -2, dtype=np.int64)
-        for request, rows in enumerate(exclude):
-            rows_BX[request, : len(rows)] = rows
-        excluded_BX = torch.from_numpy(rows_BX)
-        found_BWP = found_BWP | (rows_BWP[..., None] == excluded_BX[:, None, None]).any(-1)
+        found_BWP = found_BWP | (rows_BWP[..., None] == padded(exclude)[:, None, None]).any(-1)
     return found_BWP
 
 
