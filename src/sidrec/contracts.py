@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sidrec.alignment.values import (
+        AlignmentContext,
+        GroupLogProbs,
+        PreferenceLogProbs,
+        Rollouts,
+    )
     from sidrec.decoding.prefix_index import PrefixIndex
     from sidrec.fitted import Fitted
     from sidrec.types import (
@@ -191,4 +197,45 @@ class Retriever(Protocol):
         keep_N: Bools | None = None,
     ) -> Candidates:
         """The k best items that the rules leave, best first; −1 where fewer exist."""
+        ...
+
+
+class Objective(Protocol):
+    """A loss of log-probabilities; alignment minimises it.
+
+    One with a memory (quartiles, thresholds) is an `nn.Module` that keeps it in buffers, so that
+    checkpoints hold it.
+    """
+
+    config_class: ClassVar[type]
+    kind: ClassVar[str]
+    """"preference": called with `PreferenceLogProbs`; "group": with `GroupLogProbs`."""
+
+    def __init__(self, config: Any) -> None: ...
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probabilities under the frozen starting weights are asked for."""
+        ...
+
+    def __call__(
+        self, log_probs: PreferenceLogProbs | GroupLogProbs
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of the contexts in nats, and scalars to log, without gradient."""
+        ...
+
+
+class Reward(Protocol):
+    """What rollouts are worth."""
+
+    config_class: ClassVar[type]
+
+    @classmethod
+    def build(cls, context: AlignmentContext, config: Any) -> Self:
+        """Ready to score; one that learns does so here, from training events alone."""
+        ...
+
+    def __call__(self, rollouts: Rollouts) -> Tensor:
+        """(B, G) float32; any value where there is no rollout. An ID without an item is worth the
+        least that the reward can give."""
         ...

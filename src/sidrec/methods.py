@@ -65,6 +65,8 @@ METHODS: dict[str, dict[str, str]] = {
         "dense_ranking": "sidrec.retrieval.dense_ranking:DenseRanking",
         "beam_fusion": "sidrec.retrieval.beam_fusion:BeamFusion",
     },
+    "objectives": {},
+    "rewards": {},
 }
 
 
