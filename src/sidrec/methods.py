@@ -66,7 +66,12 @@ METHODS: dict[str, dict[str, str]] = {
         "beam_fusion": "sidrec.retrieval.beam_fusion:BeamFusion",
     },
     "objectives": {},
-    "rewards": {},
+    "rewards": {
+        "exact": "sidrec.alignment.rewards.exact:Exact",
+        "prefix": "sidrec.alignment.rewards.prefix:Prefix",
+        "rank_aware": "sidrec.alignment.rewards.rank_aware:RankAware",
+        "validity": "sidrec.alignment.rewards.validity:Validity",
+    },
 }
 
 
