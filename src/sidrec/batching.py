@@ -12,14 +12,46 @@ Shapes:  S windows, B windows of one batch, T the longest of them, E events.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
 from sidrec.errors import DataError
 from sidrec.types import PAD, Histories, HistoryBatch, Ints
+
+
+class Batches(Protocol):
+    """What the training loop asks of the data, cut into S windows."""
+
+    @property
+    def lengths_S(self) -> Ints:
+        """Targets of each window; a batch weighs as many as its windows have."""
+        ...
+
+    @property
+    def users_S(self) -> Ints:
+        """Whose each window is, for error messages."""
+        ...
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def epoch(self, seed: int, epoch: int) -> list[Ints]:
+        """The windows of each batch of an epoch; a function of `seed` and `epoch` only."""
+        ...
+
+    def build(self, windows_B: Ints) -> Any:
+        """The batch that the model's `loss` takes; it has `to(device)`."""
+        ...
+
+    def digest(self) -> str:
+        """Hash of the data, so that a run is resumed on the same."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +114,10 @@ class TrainingBatches:
         order = order[np.argsort(self.lengths_S[order], kind="stable")]
         batches = np.split(order, self.bounds[1:-1])
         return [batches[b] for b in random.permutation(self.num_batches)]
+
+    def digest(self) -> str:
+        """Hash of all events and cuts."""
+        return hashlib.sha256(self.items_E.tobytes() + self.starts_S.tobytes()).hexdigest()
 
     def build(self, windows_B: Ints) -> HistoryBatch:
         """Inputs `sequence[:-1]` and targets `sequence[1:]`, padded on the right with −1."""

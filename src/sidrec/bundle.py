@@ -61,7 +61,8 @@ def save(recommender: Recommender, path: str | Path) -> str:
             "vectors": recommender.vectors.vectors,
             "train_counts": recommender.train_counts_N,
         }
-        parents = {"ids": recommender.ids_parent} if recommender.ids_parent else {}
+        named = {"ids": recommender.ids_parent, "aligned_from": recommender.aligned_from}
+        parents = {name: parent for name, parent in named.items() if parent}
         return artifact.seal(
             folder,
             kind=KIND,
@@ -114,6 +115,8 @@ def parts(path: str | Path, device: torch.device) -> dict[str, Any]:
             "length_penalty": state.get("length_penalty", 0.0),
             "new_item_share": state.get("new_item_share", 0.0),
             "ids_parent": opened.parents.get("ids"),
+            "aligned_from": opened.parents.get("aligned_from"),
+            "content_hash": opened.hash,
             "settings": opened.config,
             "provenance": state["provenance"],
             "device": device,

@@ -71,7 +71,10 @@ class Tokenizer(Protocol):
 class Generator(Protocol):
     """Histories to a distribution over the next semantic ID. An `nn.Module`.
 
-    One that is not to be searched by a beam offers `search` too; see `decoding.search`. One that
+    One that is to be aligned may offer `along(batch, symbols_BKL) -> (logits_L, states)`: L float32
+    (B, K, V_l) logits of each level along given IDs, differentiable, and the (B, K, L + 1, D)
+    representations before each code and after the last; without it, alignment asks `step`. One that
+    is not to be searched by a beam offers `search` too; see `decoding.search`. One that
     thinks before each code has `thinks` true, `thought_clusters(batch, codes_BKL)` and `clusters`;
     see `generators.thoughts`.
     """

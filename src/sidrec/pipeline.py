@@ -38,7 +38,7 @@ from sidrec.evaluation.comparison import Table
 from sidrec.evaluation.metrics import ndcg
 from sidrec.fitted import Fitted
 from sidrec.processes import choose_device
-from sidrec.recipe import RunConfig, default_config, describe, read_data
+from sidrec.recipe import HybridConfig, RunConfig, default_config, describe, read_data
 from sidrec.recommender import Recommender, popularity_weights
 from sidrec.retrieval.fusion import Hybrid, tune_weights
 from sidrec.tokenizers.health import require_alive
@@ -400,33 +400,9 @@ class Stages:
 
     def tuned(self, fitted: Recommender) -> Hybrid:
         """The fusion with its weights chosen on the validation questions."""
-        settings = self.settings.hybrid
-        names = [fitted.generator.name if n == "generator" else n for n in settings.members]
-        stage = "weigh the hybrid"
-        self.on_event({"stage": stage, "message": " + ".join(names)})
-        tuned = tune_weights(
-            [fitted.member(name) for name in names],
-            names,
-            self.validation,
-            max_length=max(fitted.max_length(name) for name in names),
-            device=self.device,
-            pool=settings.pool,
-            rule=settings.rule,
-            on_batch=lambda done, total: self.on_event(
-                {"stage": stage, "done": done, "total": total}
-            ),
+        return weigh_hybrid(
+            fitted, self.settings.hybrid, self.validation, on_event=self.on_event
         )
-        shares = " + ".join(
-            f"{weight:.2f} {name}" for weight, name in zip(tuned.hybrid.weights, names, strict=True)
-        )
-        self.on_event(
-            {
-                "stage": stage,
-                "finished": True,
-                "message": f"{shares}: validation ndcg@10 {tuned.metric:.4f}",
-            }
-        )
-        return tuned.hybrid
 
     # Making one stage
 
@@ -539,6 +515,36 @@ class Stages:
     @cached_property
     def index(self) -> PrefixIndex:
         return PrefixIndex.build(self.ids, device=self.device)
+
+
+def weigh_hybrid(
+    fitted: Recommender, settings: HybridConfig, validation: Examples, *, on_event: OnEvent = quiet
+) -> Hybrid:
+    """The fusion of these members with its weights chosen on the validation questions."""
+    names = [fitted.generator.name if n == "generator" else n for n in settings.members]
+    stage = "weigh the hybrid"
+    on_event({"stage": stage, "message": " + ".join(names)})
+    tuned = tune_weights(
+        [fitted.member(name) for name in names],
+        names,
+        validation,
+        max_length=max(fitted.max_length(name) for name in names),
+        device=fitted.device,
+        pool=settings.pool,
+        rule=settings.rule,
+        on_batch=lambda done, total: on_event({"stage": stage, "done": done, "total": total}),
+    )
+    shares = " + ".join(
+        f"{weight:.2f} {name}" for weight, name in zip(tuned.hybrid.weights, names, strict=True)
+    )
+    on_event(
+        {
+            "stage": stage,
+            "finished": True,
+            "message": f"{shares}: validation ndcg@10 {tuned.metric:.4f}",
+        }
+    )
+    return tuned.hybrid
 
 
 def progress_of(

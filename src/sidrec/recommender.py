@@ -81,6 +81,10 @@ class Recommender:
     """Least share of every list for items without training events; see `retrieval.new_items`."""
     ids_parent: str | None = None
     """Version of the IDs that these came from by `add_items`, or by a fit with a `parent`."""
+    aligned_from: str | None = None
+    """Hash of the bundle whose generator this one was aligned from."""
+    content_hash: str | None = None
+    """Hash of the bundle it was loaded from; None for one that was never saved."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The run's whole config, plain, seed included."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -363,6 +367,7 @@ class Recommender:
             generator=grown(self.generator),
             scorers={name: grown(fitted) for name, fitted in self.scorers.items()},
             ids_parent=self.ids_version,
+            content_hash=None,
             index_override=self.index.insert(new_rows, ids.codes),
         )
 
@@ -402,6 +407,7 @@ class Recommender:
             tokenizer=tokenizer,
             generator=moved(self.generator),
             ids_parent=self.ids_version,
+            content_hash=None,
             index_override=None,
         )
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sidrec.batching import TrainingBatches
+from sidrec.batching import Batches, TrainingBatches
 from sidrec.checkpoints import load_newest, save_checkpoint
 from sidrec.errors import ConfigError, ServiceError
 from sidrec.processes import Interruption, Team, choose_device, joined_team, uses_bf16
@@ -78,7 +78,7 @@ class TrainResult:
     metrics: list[tuple[float, float]] = field(default_factory=list)
     """(epoch, metric) of each validation."""
     stopped_because: str = ""
-    """epochs, max_seconds or patience."""
+    """epochs, max_seconds, patience, or what the guard said."""
 
 
 @dataclass(kw_only=True)
@@ -96,10 +96,12 @@ class _Progress(TrainResult):
 
 def train(
     model: nn.Module,
-    train: Histories,
+    train: Histories | Batches,
     config: TrainConfig,
     *,
     validate: Callable[[nn.Module], float] | None,
+    validate_first: bool = False,
+    guard: Callable[[], str] | None = None,
     run_dir: Path | None = None,
     device: str = "auto",
     on_event: Callable[[TrainEvent], None] | None = None,
@@ -110,8 +112,11 @@ def train(
     `no_weight_decay(parameter_name) -> bool`, `augment(batch, generator) -> batch` and
     `check_batches(num_positions)`, which raises ConfigError where full batches are too small.
     `validate(model)` runs in eval mode without gradients; higher is better. Without it the last
-    weights stay. A `run_dir` that holds an unfinished run of the same settings and data is
-    resumed; one that holds a finished run gives its weights and result back at once.
+    weights stay. With `validate_first` the weights at the start are validated too, and stay where
+    nothing better comes. After each validation `guard()` may say in a few words why to stop.
+    `train` may bring batches of its own. A `run_dir` that holds an unfinished run of the same
+    settings and data is resumed; one that holds a finished run gives its weights and result back
+    at once.
 
     Raises ConfigError when `run_dir` holds another run, ServiceError when the loss is not finite,
     and, after saving, when SIGTERM or SIGINT arrives.
@@ -120,6 +125,9 @@ def train(
         devices = [team.device] if team.device.type == "cuda" else []
         with torch.random.fork_rng(devices), Interruption() as interruption:
             run = _Run(model, train, config, validate, run_dir, on_event, team, interruption)
+            run.guard = guard
+            if validate_first and validate is not None and not run.progress.metrics:
+                run.run_validation(validate)
             return run.to_the_end()
 
 
@@ -135,7 +143,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        train: Histories,
+        train: Histories | Batches,
         config: TrainConfig,
         validate: Callable[[nn.Module], float] | None,
         run_dir: Path | None,
@@ -148,8 +156,13 @@ class _Run:
         self.on_event, self.team, self.interruption = on_event, team, interruption
         if check := getattr(model, "check_batches", None):
             check(config.batch_positions)
-        self.batches = TrainingBatches.cut(
-            train, max_length=int(model.max_length), batch_positions=config.batch_positions
+        self.guard: Callable[[], str] | None = None
+        self.batches: Batches = (
+            TrainingBatches.cut(
+                train, max_length=int(model.max_length), batch_positions=config.batch_positions
+            )
+            if isinstance(train, Histories)
+            else train
         )
         self.identity = _identity(model, train, config)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -187,6 +200,8 @@ class _Run:
             due = due and progress.step >= config.validate_from_epoch * per_epoch
             if self.validate and (due or over):
                 self.run_validation(self.validate)
+                if self.guard and (reason := self.guard()):
+                    over = reason
                 if config.patience and progress.stale >= config.patience:
                     over = over or "patience"
             stop_asked = stop_asked or (self.team.size == 1 and bool(self.interruption.received))
@@ -319,7 +334,8 @@ class _Run:
         if plain:
             self.model.load_state_dict(plain, strict=False)
         progress.seconds = self.now() - self.started
-        self.send(self.optimizer.param_groups[0]["lr"], {}, metric=value)
+        if progress.step:
+            self.send(self.optimizer.param_groups[0]["lr"], {}, metric=value)
 
     def send(self, rate: float, parts: dict[str, Tensor], metric: float | None = None) -> None:
         if self.on_event is None or self.team.rank:
@@ -456,10 +472,14 @@ def processor_seconds() -> float:
     return time.process_time() / torch.get_num_threads()
 
 
-def _identity(model: nn.Module, train: Histories, config: TrainConfig) -> dict[str, Any]:
+def _identity(model: nn.Module, train: Histories | Batches, config: TrainConfig) -> dict[str, Any]:
     """What must not change between the parts of a run, as JSON values."""
-    digest = hashlib.sha256(train.offsets.tobytes())
-    digest.update(train.items_E.tobytes())
+    if isinstance(train, Histories):
+        digest = hashlib.sha256(train.offsets.tobytes())
+        digest.update(train.items_E.tobytes())
+        data = digest.hexdigest()
+    else:
+        data = train.digest()
     settings = asdict(config)
     del settings["checkpoint_every_seconds"]
     own = getattr(model, "config", None)
@@ -468,7 +488,7 @@ def _identity(model: nn.Module, train: Histories, config: TrainConfig) -> dict[s
         "training": settings,
         "model": asdict(own) if is_dataclass(own) and not isinstance(own, type) else {},
         "weights": {"class": type(model).__name__, **shapes},
-        "data": {"sha256": digest.hexdigest()},
+        "data": {"sha256": data},
     }
     return json.loads(json.dumps(identity, default=str))
 

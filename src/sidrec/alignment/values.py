@@ -125,6 +125,21 @@ class Rollouts:
         same_BG = (self.codes_BGL == self.target_codes_BL[:, None]).all(-1)
         return same_BG & self.real_BG
 
+    def take(self, rows: Tensor) -> Rollouts:
+        """The chosen contexts."""
+        batch = self.batch
+        return replace(
+            self,
+            batch=HistoryBatch(batch.items_BT[rows], batch.lengths_B[rows]),
+            targets_B=self.targets_B[rows],
+            users_B=self.users_B[rows],
+            codes_BGL=self.codes_BGL[rows],
+            rows_BG=self.rows_BG[rows],
+            log_probs_BGL=self.log_probs_BGL[rows],
+            lengths_BG=self.lengths_BG[rows],
+            target_codes_BL=self.target_codes_BL[rows],
+        )
+
     def of_targets(self) -> Rollouts:
         """The truth itself as the only rollout of each context, so that rewards can score it."""
         lengths_B1 = (self.target_codes_BL >= 0).sum(-1, keepdim=True)

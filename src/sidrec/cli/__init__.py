@@ -14,6 +14,7 @@ import typer
 
 from sidrec import __version__
 from sidrec.cli import (
+    align,
     bench,
     config_show,
     demo,
@@ -42,6 +43,7 @@ config_app.command("show")(config_show.command)
 app.command("demo")(demo.command)
 app.command("init")(init.command)
 app.command("fit")(fit.command)
+app.command("align")(align.command)
 app.command("evaluate")(evaluate.command)
 app.command("recommend")(recommend.command)
 app.command("inspect")(inspect.command)

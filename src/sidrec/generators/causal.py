@@ -450,18 +450,29 @@ class Causal(nn.Module):
         """(B, K) natural log-probability of whole IDs, softmax over the whole codebook."""
         ends_L = torch.tensor(self.num_codes, device=codes_BKL.device)
         symbols_BKL = torch.where(codes_BKL < 0, ends_L, codes_BKL)
+        return -self.nats(self.along(batch, symbols_BKL)[0], symbols_BKL).sum(-1)
+
+    def along(self, batch: HistoryBatch, symbols_BKL: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Logits and states along given IDs; see `contracts.Generator`.
+
+        A state is that of the history plus the tables of the codes so far, as inputs read them.
+        """
         parents_BK = torch.zeros_like(symbols_BKL[..., 0])
         parents_L = []
         for level in range(len(self.codes)):
             parents_L.append(parents_BK)
             parents_BK = self.tree.child(level, parents_BK, symbols_BKL[..., level])
         states_BD = self.history_states(batch)
-        states_BKD = states_BD[:, None].expand(-1, codes_BKL.shape[1], -1)
+        states_BKD = states_BD[:, None].expand(-1, symbols_BKL.shape[1], -1)
         table_ND = self.item_table()
         nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
         seen = seen_of(states_BD, distinct(batch.last(self.max_length)), table_ND)
         logits_L = self.path_logits(states_BKD, symbols_BKL, parents_L, nodes_L, seen)
-        return -self.nats(logits_L, symbols_BKL).sum(-1)
+        passed = [states_BKD]
+        for level, table in enumerate(self.codes):
+            scale = self.config.width**0.5
+            passed.append(passed[-1] + scale * F.embedding(symbols_BKL[..., level], table))
+        return logits_L, torch.stack(passed, dim=2)
 
     def start(self, batch: HistoryBatch) -> State:
         """Encode each history once."""

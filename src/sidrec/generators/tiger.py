@@ -183,6 +183,18 @@ class Tiger(nn.Module):
         """(B, K) natural log-probability of whole IDs, a shorter one's end included."""
         return self._token_log_probs(self._histories(batch), codes_BKL).sum(-1)
 
+    def along(self, batch: HistoryBatch, symbols_BKL: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Logits and states along given IDs; see `contracts.Generator`.
+
+        The state after the last code is that before it plus the code's embedding.
+        """
+        tokens_BKL = symbols_BKL + self.first_tokens_L
+        x_BKLD = self._decode(*self._encode(self._histories(batch)), tokens_BKL)
+        num_levels = len(self.num_codes)
+        logits_L = [self._logits(x_BKLD[:, :, level], level).float() for level in range(num_levels)]
+        last_BKD = x_BKLD[:, :, -1] + self.embedding(tokens_BKL[..., -1])
+        return logits_L, torch.cat([x_BKLD, last_BKD[:, :, None]], dim=2)
+
     def start(self, batch: HistoryBatch) -> TigerState:
         """Encode each history once and lay out keys and values for every decoder block."""
         x_BSD, mask_B11S = self._encode(self._histories(batch))

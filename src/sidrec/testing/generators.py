@@ -265,4 +265,32 @@ def check_state_dict_carries_the_whole_model(generator_class: Any, config: Any) 
     )
 
 
+def check_logits_along_ids_are_those_of_steps(generator_class: Any, config: Any) -> None:
+    model, batch = built(generator_class, config), tiny_batch()
+    if not hasattr(model, "along"):
+        return
+    codes_BKL = tiny_index().codes(torch.arange(3)).expand(batch.num_requests, -1, -1)
+    logits_L, states_BKLD = model.along(batch, codes_BKL)
+    for logits_BKV, expected in zip(logits_L, stepped_logits(model, batch, codes_BKL), strict=True):
+        torch.testing.assert_close(logits_BKV.detach(), expected, **CLOSE)
+    assert states_BKLD.shape[:3] == (batch.num_requests, 3, codes_BKL.shape[2] + 1)
+    assert not torch.allclose(states_BKLD[:, 0, -1], states_BKLD[:, 1, -1])
+
+
+def check_logits_along_ids_learn_as_log_probs_do(generator_class: Any, config: Any) -> None:
+    model, batch = built(generator_class, config), tiny_batch()
+    if not hasattr(model, "along"):
+        return
+    codes_BKL = tiny_index().codes(torch.arange(3)).expand(batch.num_requests, -1, -1)
+    model.log_probs(batch, codes_BKL).sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for level, logits_BKV in enumerate(model.along(batch, codes_BKL)[0]):
+        x_BKV = logits_BKV.log_softmax(-1)
+        x_BKV.gather(-1, codes_BKL[..., level, None]).sum().backward(retain_graph=True)
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], **CLOSE)
+
+
 GENERATOR_CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]

@@ -1,0 +1,581 @@
+"""From a bundle to an aligned one: contexts, rewards, training under a guard, a new bundle.
+
+Joins what `alignment` offers with the bundle, its data and the evaluation. The guard compares the
+policy with its own starting point, user by user, on the validation questions: where NDCG@10 has
+fallen and the whole interval of the paired difference lies below zero, alignment stops. The weights
+that validated best are kept, those of the start among them: what comes out never validated worse.
+
+Test questions are read once, after all choices, and for both bundles.
+
+Cost:     rollouts dominate group objectives; see `alignment.rollouts`.
+Shapes:   Q validation questions, N items.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from torch import nn
+
+from sidrec import artifact, config, methods
+from sidrec.alignment.aligner import Aligner, StepConfig
+from sidrec.alignment.contexts import ContextBatches
+from sidrec.alignment.preferences import (
+    exposed,
+    from_histories,
+    from_impressions,
+    of_shop,
+    within_training,
+)
+from sidrec.alignment.rewards.mixture import Mixture
+from sidrec.alignment.rollouts import RolloutConfig
+from sidrec.alignment.values import AlignmentContext, Preferences
+from sidrec.config import Method, Stage
+from sidrec.data import split
+from sidrec.decoding.beam import unconstrained_search
+from sidrec.errors import ConfigError, DataError
+from sidrec.evaluation import Report, compare, rank_all
+from sidrec.evaluation.metrics import ndcg
+from sidrec.evaluation.significance import Figure, Values, paired
+from sidrec.fitted import Fitted
+from sidrec.pipeline import (
+    OnEvent,
+    evaluate_systems,
+    progress_of,
+    quiet,
+    require_same_data,
+    summary_of,
+    weigh_hybrid,
+)
+from sidrec.recipe import DataConfig, RunConfig, read_data
+from sidrec.recommender import Recommender
+from sidrec.tokenizers.lifecycle import ids_version
+from sidrec.training import TrainConfig, TrainResult, train
+from sidrec.types import Dataset, Examples, HistoryBatch, Split
+
+OBJECTIVE = Stage("objectives")
+REWARD = Stage("rewards")
+SHORT = TrainConfig(
+    epochs=1,
+    batch_positions=64,
+    learning_rate=1e-4,
+    warmup_steps=20,
+    schedule="constant",
+    precision="fp32",
+    validate_every_epochs=0.1,
+    patience=0,
+)
+"""Small steps near the starting weights; a step is `batch_positions` contexts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextsConfig:
+    """What alignment learns on."""
+
+    source: Literal["histories", "impressions", "exposed"] = "histories"
+    """histories: every training event is a target, nothing is known of what was shown.
+    impressions: lists that were shown, with clicks and non-clicks. exposed: histories, with shown
+    lists drawn by a simulated logger (for studies)."""
+    impressions: str | None = None
+    """File of shown lists: columns user (optional), history, candidates, clicks (lists)."""
+    most: int | None = None
+    """At most so many contexts, drawn by the seed."""
+
+    def __post_init__(self) -> None:
+        if self.source not in ("histories", "impressions", "exposed"):
+            raise ConfigError(
+                f"contexts.source must be histories, impressions or exposed, got {self.source!r}"
+            )
+        if self.impressions is not None and self.source != "impressions":
+            raise ConfigError(
+                f'contexts.impressions names a file, but source is {self.source!r}; set source = '
+                '"impressions"'
+            )
+        if self.most is not None and self.most < 1:
+            raise ConfigError(f"contexts.most must be at least 1, got {self.most}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """Everything an alignment depends on, beside the bundle."""
+
+    name: str = "aligned"
+    """What the run is called in tables and folders."""
+    seed: int = 0
+    """The one seed of rewards, draws and training."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>."""
+    data: DataConfig | None = None
+    """Where the data come from; by default where the bundle's came from. They must be the same."""
+    contexts: ContextsConfig = ContextsConfig()
+    """What is learnt on."""
+    objective: Annotated[Method, OBJECTIVE] = field(
+        default_factory=lambda: config.method(OBJECTIVE, "adagrpo")
+    )
+    """The loss."""
+    rollouts: RolloutConfig = RolloutConfig()
+    """What the policy writes to be rewarded; objectives on preferences make none."""
+    rewards: tuple[Annotated[Method, REWARD], ...] = field(
+        default_factory=lambda: (config.method(REWARD, "ranker"),)
+    )
+    """What rollouts are worth: a weighted sum."""
+    judge: Annotated[Method, REWARD] | None = None
+    """The semantic reward of A2PO, kept apart from the others."""
+    step: StepConfig = StepConfig()
+    """What a step does beside its objective."""
+    renormalise: bool | None = None
+    """Log-probabilities over legal codes only; by default as the bundle decodes, and false for
+    unconstrained rollouts."""
+    train: TrainConfig = SHORT
+    """How long and how fast; `batch_positions` counts contexts."""
+    guard: bool = True
+    """Stop where validation falls beyond its interval."""
+    validation_users: int = 2000
+    """Users of the validation part that the guard asks."""
+
+    def __post_init__(self) -> None:
+        if self.renormalise and not self.rollouts.constrained:
+            raise ConfigError(
+                "renormalise = true needs constrained rollouts; leave one of the two away"
+            )
+
+
+def load_align_config(path: str | Path) -> AlignConfig:
+    """Read an alignment recipe."""
+    return config.load(AlignConfig, path)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Aligned:
+    """What `run_alignment` gives back."""
+
+    recommender: Recommender
+    parent: Recommender
+    training: TrainResult
+    validation: Figure
+    """NDCG@10 on validation, after minus before, paired over users."""
+    curve: list[dict[str, float]]
+    """What each validation saw: epoch, ndcg@10, difference with its interval, invalid_share."""
+    stopped_by_guard: str
+    """What the guard said; empty where it let the run end."""
+    reports: Mapping[str, Report]
+    """"before" and "after": the generator on the test part; empty where nothing was evaluated."""
+    bundle: Path | None
+    seconds: float
+    counts: Mapping[str, Any]
+    """Contexts used and dropped, judge calls, and the like."""
+
+    def summary(self) -> dict[str, Any]:
+        """The run as plain JSON values."""
+        return {
+            "bundle": None if self.bundle is None else str(self.bundle),
+            "seconds": self.seconds,
+            "steps_per_second": self.steps_per_second,
+            "stopped_because": self.training.stopped_because,
+            "guard": self.stopped_by_guard,
+            "validation_difference": asdict(self.validation),
+            "curve": self.curve,
+            "counts": dict(self.counts),
+            "test": summary_of(self.reports),
+        }
+
+    @property
+    def steps_per_second(self) -> float:
+        """Contexts a second of training."""
+        return self.training.targets_per_second
+
+
+def align(
+    recommender: Recommender,
+    settings: AlignConfig | None = None,
+    *,
+    data: Dataset | None = None,
+    preferences: Preferences | None = None,
+    run_dir: str | Path | None = None,
+    on_event: OnEvent = quiet,
+) -> Recommender:
+    """A recommender whose generator is aligned; the one given stays as it is.
+
+    `preferences` replace the contexts that `settings.contexts` would make. With `run_dir` an
+    interrupted alignment is resumed to the bit.
+    """
+    return run_alignment(
+        recommender,
+        settings or AlignConfig(),
+        data=data,
+        preferences=preferences,
+        run_dir=run_dir,
+        on_event=on_event,
+        evaluate=False,
+    ).recommender
+
+
+def run_alignment(
+    recommender: Recommender,
+    settings: AlignConfig,
+    *,
+    data: Dataset | None = None,
+    preferences: Preferences | None = None,
+    run_dir: str | Path | None = None,
+    on_event: OnEvent = quiet,
+    evaluate: bool = True,
+    on_validation: Callable[[nn.Module, dict[str, float]], None] | None = None,
+) -> Aligned:
+    """Align, tune the hybrid again, measure both bundles' generators on test, write the bundle.
+
+    `on_validation(policy, entry)` is called after every validation with what it saw.
+    """
+    started = time.perf_counter()
+    work = Alignment(recommender, settings, data, preferences, on_event)
+    folder = None if run_dir is None else Path(run_dir)
+    result, guard = work.trained(folder, on_validation)
+    aligned = work.rebuilt(recommender)
+    reports: dict[str, Report] = {}
+    if evaluate:
+        for name, one in (("before", recommender), ("after", aligned)):
+            found = evaluate_systems(
+                one, work.dataset, work.split, settings=work.run_settings,
+                systems=["generator"], on_event=on_event,
+            )  # fmt: skip
+            reports[name] = replace(next(iter(found.values())), name=name)
+    path = None
+    if folder is not None:
+        path = folder / "bundle"
+        aligned.save(path)
+        artifact.write_text(folder / "align.toml", config.to_toml(settings))
+    return Aligned(
+        recommender=aligned,
+        parent=recommender,
+        training=result,
+        validation=guard.difference(work.policy),
+        curve=guard.curve,
+        stopped_by_guard=guard.said,
+        reports=reports,
+        bundle=path,
+        seconds=time.perf_counter() - started,
+        counts=work.counts(),
+    )
+
+
+class Alignment:
+    """One alignment: everything made once, ready to be trained or analysed."""
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        settings: AlignConfig,
+        data: Dataset | None,
+        preferences: Preferences | None,
+        on_event: OnEvent,
+    ) -> None:
+        self.parent, self.settings, self.on_event = recommender, settings, on_event
+        self.run_settings = config.parse(RunConfig, recommender.settings)
+        if data is None:
+            data = read_data(settings.data or self.run_settings.data)
+        require_same_data(recommender, data)
+        self.dataset = data
+        self.split: Split = split(data, self.run_settings.split.rule)
+        self.notes: list[str] = []
+        given = preferences is not None
+        self.preferences = preferences if preferences is not None else self._contexts()
+        if given or settings.contexts.source != "histories":
+            self.told(f"{len(self.preferences):,} contexts")
+        self.renormalise = settings.renormalise
+        if self.renormalise is None:
+            self.renormalise = recommender.renormalise and settings.rollouts.constrained
+        self.policy = copy.deepcopy(recommender.generator.value)
+        if not isinstance(self.policy, nn.Module):
+            raise ConfigError(f"the generator {recommender.generator.name} cannot be trained")
+        if getattr(self.policy, "search", None) is not None:
+            raise ConfigError(
+                f"{recommender.generator.name} is not searched by a beam, so what it is aligned on "
+                "would not be what it answers; align causal, s2gr, tiger, liger or cobra"
+            )
+        self.aligner = self._aligner()
+
+    def told(self, message: str) -> None:
+        """Progress, kept for the report too."""
+        self.notes.append(message)
+        self.on_event({"stage": "align", "message": message})
+
+    # ------------------------------------------------------------------ what it needs
+
+    def _contexts(self) -> Preferences:
+        chosen, seed = self.settings.contexts, self.settings.seed
+        if chosen.source == "impressions":
+            made = self._impressions()
+        elif chosen.source == "exposed":
+            made = exposed(
+                self.split.train, self.parent.vectors, max_contexts=chosen.most, seed=seed
+            )
+        else:
+            made = from_histories(self.split.train, max_contexts=chosen.most, seed=seed)
+        if chosen.most is not None and len(made) > chosen.most:
+            rows = np.random.default_rng(seed).choice(len(made), chosen.most, replace=False)
+            made = made.take(np.sort(rows).astype(np.int64))
+        if not len(made):
+            raise DataError(
+                "no context is left to align on: " + ("; ".join(self.notes) or "the split is empty")
+            )
+        return made
+
+    def _impressions(self) -> Preferences:
+        chosen, source = self.settings.contexts, self.settings.data or self.run_settings.data
+        if chosen.impressions is None:
+            if source.name != "shop":
+                raise ConfigError(
+                    'contexts.source = "impressions" needs contexts.impressions, a file with '
+                    "columns history, candidates and clicks"
+                )
+            from sidrec.data.shop import simulate
+
+            made = of_shop(simulate())
+        else:
+            made, notes = from_impressions(
+                pl.read_parquet(chosen.impressions),
+                self.dataset.items,
+                user_ids=self.dataset.interactions.user_ids,
+            )
+            for note in notes:
+                self.told(note)
+        kept = within_training(made, self.split.train)
+        if len(kept) < len(made):
+            self.told(
+                f"{len(made) - len(kept):,} of {len(made):,} shown lists hold validation or test "
+                "events; left out"
+            )
+        return kept
+
+    def context(self) -> AlignmentContext:
+        """What rewards may learn from."""
+        return AlignmentContext(
+            items=self.dataset.items,
+            vectors=self.parent.vectors,
+            ids=self.parent.ids,
+            train=self.split.train,
+            preferences=self.preferences,
+            seed=self.settings.seed,
+        )
+
+    def _aligner(self) -> Aligner:
+        settings, context = self.settings, self.context()
+        objective = methods.resolve("objectives", settings.objective.name)(
+            settings.objective.config
+        )
+        rewards: list[tuple[str, Any, float]] = []
+        judge = None
+        if objective.kind == "group":
+            for chosen in settings.rewards:
+                self.on_event({"stage": f"reward {chosen.name}", "message": "building"})
+                built = methods.resolve("rewards", chosen.name).build(context, chosen.config)
+                rewards.append((chosen.name, built, chosen.config.weight))
+                self.on_event({"stage": f"reward {chosen.name}", "finished": True})
+            if settings.judge is not None:
+                chosen = settings.judge
+                judge = methods.resolve("rewards", chosen.name).build(context, chosen.config)
+        index = self.parent.index
+        device = index.device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            return Aligner(
+                self.policy.to(device),
+                objective,
+                index=index,
+                counts_N=torch.from_numpy(context.train_counts_N).to(device),
+                config=settings.step,
+                rollouts=settings.rollouts,
+                rewards=Mixture(rewards),
+                judge=judge,
+                renormalise=bool(self.renormalise),
+            )
+
+    # ------------------------------------------------------------------ training
+
+    def trained(
+        self,
+        folder: Path | None,
+        on_validation: Callable[[nn.Module, dict[str, float]], None] | None,
+    ) -> tuple[TrainResult, Guard]:
+        """Train the policy in place."""
+        settings = self.settings
+        guard = Guard(self, on_validation)
+        training = config.with_seed(settings.train, settings.seed)
+        batches = ContextBatches(
+            self.preferences, self.aligner.max_length, settings.train.batch_positions
+        )
+        began = time.perf_counter()
+        label = f"align {settings.objective.name}"
+        self.on_event(
+            {
+                "stage": label,
+                "message": f"{len(batches.preferences):,} contexts, {batches.num_batches:,} steps "
+                f"an epoch; validation ndcg@10 {guard.start_Q.mean():.4f} before",
+            }
+        )
+        result = train(
+            self.aligner,
+            batches,
+            training,
+            validate=guard.validate,
+            validate_first=True,
+            guard=guard.verdict if settings.guard else None,
+            run_dir=folder,
+            device=str(self.parent.index.device),
+            on_event=lambda event: self.on_event(
+                progress_of(label, event, began)
+                | {name: event.parts[name] for name in SHOWN if name in event.parts}
+            ),
+        )
+        self.policy.eval()
+        seen = result.metrics[len(result.metrics) - len(guard.curve) :]
+        for entry, (epoch, _) in zip(guard.curve, seen, strict=True):
+            entry["epoch"] = epoch
+        difference = guard.difference(self.policy)
+        self.on_event(
+            {
+                "stage": label,
+                "finished": True,
+                "message": f"validation ndcg@10 {difference.value:+.4f} [{difference.low:+.4f}, "
+                f"{difference.high:+.4f}]; {result.seconds:.0f} s; {result.stopped_because}",
+            }
+        )
+        return result, guard
+
+    def rebuilt(self, parent: Recommender) -> Recommender:
+        """The parent with the aligned generator, its hybrid weighed again."""
+        generator = Fitted(
+            stage="generators",
+            name=parent.generator.name,
+            config=parent.generator.config,
+            value=self.policy,
+        )
+        history = {"align": config.to_dict(self.settings), "metrics": {}}
+        aligned = replace(
+            parent,
+            generator=generator,
+            aligned_from=parent.content_hash,
+            provenance={**parent.provenance, **history},
+        )
+        if parent.hybrid is not None:
+            hybrid = weigh_hybrid(
+                aligned, self.run_settings.hybrid, self.validation, on_event=self.on_event
+            )
+            aligned = replace(aligned, hybrid=hybrid)
+        return aligned
+
+    @property
+    def validation(self) -> Examples:
+        """The validation questions, the same ones every time."""
+        valid, most = self.split.valid, self.settings.validation_users
+        if len(valid) <= most:
+            return valid
+        rows = np.random.default_rng(0).choice(len(valid), most, replace=False)
+        return valid.take(np.sort(rows).astype(np.int64))
+
+    def counts(self) -> dict[str, Any]:
+        """What was used, dropped and asked."""
+        counts: dict[str, Any] = {"contexts": len(self.preferences), "notes": list(self.notes)}
+        told = getattr(self.aligner.judge, "counts", None)
+        if told is not None:
+            counts["judge"] = told() if callable(told) else dict(told)
+        return counts
+
+
+SHOWN = ("reward", "kl", "invalid_share", "admission_rate", "silent_share")
+"""Parts of the loss that progress shows."""
+
+
+class Guard:
+    """Validation of a policy against where it started, user by user."""
+
+    def __init__(
+        self,
+        work: Alignment,
+        on_validation: Callable[[nn.Module, dict[str, float]], None] | None,
+    ) -> None:
+        self.work, self.on_validation = work, on_validation
+        self.examples = work.validation
+        self.start_Q = self.ndcg(work.parent.generator.value)
+        self.curve: list[dict[str, float]] = []
+        self.said = ""
+        self.last = Figure(value=0.0, low=0.0, high=0.0, n=len(self.examples))
+
+    def ndcg(self, policy: Any) -> Values:
+        """(Q,) NDCG@10 of the bundle's own search with this policy."""
+        parent = self.work.parent
+        generator = replace(parent.generator, value=policy)
+        asked = replace(parent, generator=generator, index_override=parent.index)
+        ranked = rank_all(
+            self.examples,
+            candidates=lambda batch, k, seen: asked.generate(batch.to(asked.device), k),
+            k=10,
+            num_items=len(asked.items),
+            max_length=int(policy.max_length),
+        )
+        return ndcg(ranked.better_Q, ranked.tied_Q, 10)
+
+    def difference(self, policy: Any) -> Figure:
+        """NDCG@10 now minus at the start, paired over users."""
+        return paired(self.ndcg(policy), self.start_Q)[0]
+
+    def validate(self, aligner: nn.Module) -> float:
+        """Mean NDCG@10; remembered for `verdict`."""
+        policy = aligner.policy
+        assert isinstance(policy, nn.Module)
+        now_Q = self.ndcg(policy)
+        self.last, _ = paired(now_Q, self.start_Q)
+        entry = {
+            "ndcg@10": float(now_Q.mean()),
+            "difference": self.last.value,
+            "low": float(self.last.low or 0.0),
+            "high": float(self.last.high or 0.0),
+            "invalid_share": self.invalid_share(policy),
+        }
+        self.curve.append(entry)
+        if self.on_validation is not None:
+            self.on_validation(policy, entry)
+        return float(now_Q.mean())
+
+    def invalid_share(self, policy: Any, *, users: int = 256, k: int = 10) -> float:
+        """Share of the first ten IDs of a free beam that no item holds, over some users."""
+        rows = np.arange(min(users, len(self.examples)), dtype=np.int64)
+        batch = HistoryBatch.from_histories(
+            self.examples.histories, rows, max_length=int(policy.max_length)
+        )
+        index = self.work.parent.index
+        free = unconstrained_search(policy, batch.to(index.device), index, beam_width=max(k, 20))
+        return free.invalid_share(k)
+
+    def verdict(self) -> str:
+        """Why to stop; empty while there is no reason."""
+        if self.last.high is not None and self.last.high < 0:
+            self.said = (
+                f"guard: validation ndcg@10 {self.last.value:+.4f} "
+                f"[{self.last.low:+.4f}, {self.last.high:+.4f}] against the start"
+            )
+            return self.said
+        return ""
+
+
+def require_same_ids(policy: Recommender, reference: Recommender) -> None:
+    """ConfigError where two bundles speak different semantic IDs: their log-probabilities do not
+    compare."""
+    if ids_version(policy.ids) != ids_version(reference.ids):
+        raise ConfigError(
+            f"policy and reference must have the same semantic IDs, got versions "
+            f"{policy.ids_version[:12]}… and {reference.ids_version[:12]}…; align from the bundle "
+            "whose IDs the policy has"
+        )
+
+
+def test_difference(aligned: Aligned, metric: str) -> Any:
+    """After minus before on the test part, paired over users."""
+    return compare(aligned.reports["after"], aligned.reports["before"], metric)
