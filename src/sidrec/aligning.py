@@ -33,7 +33,6 @@ from sidrec.alignment.preferences import (
     from_histories,
     from_impressions,
     of_shop,
-    within_training,
 )
 from sidrec.alignment.rewards.mixture import Mixture
 from sidrec.alignment.rollouts import RolloutConfig
@@ -96,7 +95,7 @@ class ContextsConfig:
             )
         if self.impressions is not None and self.source != "impressions":
             raise ConfigError(
-                f'contexts.impressions names a file, but source is {self.source!r}; set source = '
+                f"contexts.impressions names a file, but source is {self.source!r}; set source = "
                 '"impressions"'
             )
         if self.most is not None and self.most < 1:
@@ -337,7 +336,9 @@ class Alignment:
                 )
             from sidrec.data.shop import simulate
 
-            made = of_shop(simulate())
+            shop = simulate()
+            made = of_shop(shop)
+            kept = of_shop(shop, self.split.train)
         else:
             made, notes = from_impressions(
                 pl.read_parquet(chosen.impressions),
@@ -346,7 +347,7 @@ class Alignment:
             )
             for note in notes:
                 self.told(note)
-        kept = within_training(made, self.split.train)
+            kept = without_held_out(made, self.split)
         if len(kept) < len(made):
             self.told(
                 f"{len(made) - len(kept):,} of {len(made):,} shown lists hold validation or test "
@@ -392,7 +393,7 @@ class Alignment:
                 counts_N=torch.from_numpy(context.train_counts_N).to(device),
                 config=settings.step,
                 rollouts=settings.rollouts,
-                rewards=Mixture(rewards),
+                rewards=Mixture(tuple(rewards)) if rewards else None,
                 judge=judge,
                 renormalise=bool(self.renormalise),
             )
@@ -565,9 +566,24 @@ class Guard:
         return ""
 
 
+def without_held_out(preferences: Preferences, parts: Split) -> Preferences:
+    """The contexts in which no user takes an item that is a validation or test target of theirs."""
+    num_items = parts.num_items
+    held = np.concatenate(
+        [part.user_rows * num_items + part.targets for part in (parts.valid, parts.test)]
+    )
+    users_E = np.repeat(preferences.users_R, preferences.positives.lengths)
+    taken_E = users_E * num_items + preferences.positives.items_E
+    bad_E = (users_E >= 0) & np.isin(taken_E, held)
+    contexts_E = np.repeat(np.arange(len(preferences)), preferences.positives.lengths)
+    keep_R = np.bincount(contexts_E, weights=bad_E, minlength=len(preferences)) == 0
+    return preferences.take(np.flatnonzero(keep_R))
+
+
 def require_same_ids(policy: Recommender, reference: Recommender) -> None:
     """ConfigError where two bundles speak different semantic IDs: their log-probabilities do not
-    compare."""
+    compare.
+    """
     if ids_version(policy.ids) != ids_version(reference.ids):
         raise ConfigError(
             f"policy and reference must have the same semantic IDs, got versions "

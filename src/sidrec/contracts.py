@@ -240,5 +240,6 @@ class Reward(Protocol):
 
     def __call__(self, rollouts: Rollouts) -> Tensor:
         """(B, G) float32; any value where there is no rollout. An ID without an item is worth the
-        least that the reward can give."""
+        least that the reward can give.
+        """
         ...

@@ -400,9 +400,7 @@ class Stages:
 
     def tuned(self, fitted: Recommender) -> Hybrid:
         """The fusion with its weights chosen on the validation questions."""
-        return weigh_hybrid(
-            fitted, self.settings.hybrid, self.validation, on_event=self.on_event
-        )
+        return weigh_hybrid(fitted, self.settings.hybrid, self.validation, on_event=self.on_event)
 
     # Making one stage
 

@@ -15,7 +15,6 @@ Shapes:   B contexts, P positives, M negatives, S shown, G rollouts, L levels, N
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -79,7 +78,8 @@ class StepConfig:
 
 class Aligner(nn.Module):
     """A policy under alignment. Its state holds the policy, the objective's memory, the value head
-    and the snapshot, so that a run resumes to the bit."""
+    and the snapshot, so that a run resumes to the bit.
+    """
 
     codes_NL: Tensor
     counts_N: Tensor
@@ -94,14 +94,14 @@ class Aligner(nn.Module):
         counts_N: Tensor,
         config: StepConfig,
         rollouts: RolloutConfig,
-        rewards: Mixture,
+        rewards: Mixture | None = None,
         judge: Reward | None = None,
         renormalise: bool = True,
     ) -> None:
         super().__init__()
         if config.sync_steps > 1 and objective.kind != "group":
             raise ConfigError("sync_steps is for objectives that roll out; leave it at 1 here")
-        if objective.kind == "group" and not rewards:
+        if objective.kind == "group" and rewards is None:
             raise ConfigError(
                 f"{type(objective).__name__} learns from rewards, got none; add a [[rewards]] "
                 'section, e.g. name = "rank_aware"'
@@ -310,11 +310,11 @@ class Aligner(nn.Module):
 
     @torch.no_grad()
     def scored(self, rollouts: Rollouts) -> tuple[Tensor, Parts]:
-        """(B, G) rewards, and the means of their components."""
-        rewards_BG, components = self.rewards(rollouts)
-        real_BG = rollouts.real_BG & rewards_BG.isfinite()
-        parts: Parts = {**components, "reward": rewards_BG[real_BG].mean()}
-        return rewards_BG, parts
+        """(B, G) rewards, and the means and spreads of their components."""
+        assert self.rewards is not None
+        total_BG, components = self.rewards(rollouts)
+        told = self.rewards.summary(rollouts, total_BG, components)
+        return total_BG, {**told, "reward": told["total_mean"]}
 
     @torch.no_grad()
     def judged(self, rollouts: Rollouts, rewards_BG: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -391,8 +391,3 @@ def without_repeats(negative_BML: Tensor, positive_BPL: Tensor) -> tuple[Tensor,
     bad_BM = real_BM & (is_positive_BM | repeats_BM)
     dropped = bad_BM.sum() / real_BM.sum().clamp_min(1)
     return negative_BML.masked_fill(bad_BM[..., None], -1), dropped
-
-
-def components_of(rewards: Sequence[tuple[str, Reward, float]]) -> Mixture:
-    """The mixture of named rewards with their weights."""
-    return Mixture(list(rewards))

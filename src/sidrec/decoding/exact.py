@@ -93,7 +93,8 @@ def item_log_probs(
     """(B, K) float32 log-probability of the IDs of given items, as `beam_search` scores them.
 
     `excluded_BX` are what each request must not get, as `Rules.excluded_rows` gives them.
-    Differentiable. Raises DataError when a row is not in the index.
+    To be read, not learnt from: `alignment.log_probs` has gradients. Raises DataError when a row is
+    not in the index.
     """
     closed: list[Exhausted | None] = [None] * index.num_levels
     if excluded_BX is not None:
