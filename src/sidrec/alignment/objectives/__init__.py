@@ -1,0 +1,1 @@
+"""Objectives: what alignment minimises, one file each, of log-probabilities alone."""
