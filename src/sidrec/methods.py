@@ -84,6 +84,7 @@ METHODS: dict[str, dict[str, str]] = {
         "prefix": "sidrec.alignment.rewards.prefix:Prefix",
         "rank_aware": "sidrec.alignment.rewards.rank_aware:RankAware",
         "validity": "sidrec.alignment.rewards.validity:Validity",
+        "judge": "sidrec.alignment.judge.judge:Judge",
     },
 }
 
