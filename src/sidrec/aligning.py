@@ -33,6 +33,7 @@ from sidrec.alignment.preferences import (
     from_histories,
     from_impressions,
     of_shop,
+    split_by_user,
 )
 from sidrec.alignment.rewards.mixture import Mixture
 from sidrec.alignment.rollouts import RolloutConfig
@@ -58,7 +59,7 @@ from sidrec.recipe import DataConfig, RunConfig, read_data
 from sidrec.recommender import Recommender
 from sidrec.tokenizers.lifecycle import ids_version
 from sidrec.training import TrainConfig, TrainResult, train
-from sidrec.types import Dataset, Examples, HistoryBatch, Split
+from sidrec.types import Dataset, Examples, Histories, HistoryBatch, Ints, Split
 
 OBJECTIVE = Stage("objectives")
 REWARD = Stage("rewards")
@@ -87,6 +88,9 @@ class ContextsConfig:
     """File of shown lists: columns user (optional), history, candidates, clicks (lists)."""
     most: int | None = None
     """At most so many contexts, drawn by the seed."""
+    reward_share: float = 0.5
+    """Share of users that rewards which learn (ranker, preference_model, judge) learn from; the
+    policy is aligned on the others, whose events no such reward has seen. 0 where none learns."""
 
     def __post_init__(self) -> None:
         if self.source not in ("histories", "impressions", "exposed"):
@@ -98,6 +102,8 @@ class ContextsConfig:
                 f"contexts.impressions names a file, but source is {self.source!r}; set source = "
                 '"impressions"'
             )
+        if not 0 <= self.reward_share < 1:
+            raise ConfigError(f"contexts.reward_share must be in [0, 1), got {self.reward_share}")
         if self.most is not None and self.most < 1:
             raise ConfigError(f"contexts.most must be at least 1, got {self.most}")
 
@@ -120,7 +126,7 @@ class AlignConfig:
         default_factory=lambda: config.method(OBJECTIVE, "adagrpo")
     )
     """The loss."""
-    rollouts: RolloutConfig = RolloutConfig()
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """What the policy writes to be rewarded; objectives on preferences make none."""
     rewards: tuple[Annotated[Method, REWARD], ...] = field(
         default_factory=lambda: (config.method(REWARD, "ranker"),)
@@ -128,7 +134,7 @@ class AlignConfig:
     """What rollouts are worth: a weighted sum."""
     judge: Annotated[Method, REWARD] | None = None
     """The semantic reward of A2PO, kept apart from the others."""
-    step: StepConfig = StepConfig()
+    step: StepConfig = field(default_factory=StepConfig)
     """What a step does beside its objective."""
     renormalise: bool | None = None
     """Log-probabilities over legal codes only; by default as the bundle decodes, and false for
@@ -283,10 +289,9 @@ class Alignment:
         self.dataset = data
         self.split: Split = split(data, self.run_settings.split.rule)
         self.notes: list[str] = []
-        given = preferences is not None
-        self.preferences = preferences if preferences is not None else self._contexts()
-        if given or settings.contexts.source != "histories":
-            self.told(f"{len(self.preferences):,} contexts")
+        every = preferences if preferences is not None else self._contexts()
+        self.preferences, self.learnt_from = self._parted(every)
+        self.told(f"{len(self.preferences):,} contexts to align on")
         self.renormalise = settings.renormalise
         if self.renormalise is None:
             self.renormalise = recommender.renormalise and settings.rollouts.constrained
@@ -355,19 +360,50 @@ class Alignment:
             )
         return kept
 
-    def context(self) -> AlignmentContext:
-        """What rewards may learn from."""
+    def _parted(self, every: Preferences) -> tuple[Preferences, Preferences]:
+        """Contexts of the users to align on, and of those that rewards learn from."""
+        chosen = [*self.settings.rewards]
+        chosen += [] if self.settings.judge is None else [self.settings.judge]
+        kind = methods.resolve("objectives", self.settings.objective.name).kind
+        learns = kind == "group" and any(
+            getattr(methods.resolve("rewards", one.name), "learns", False) for one in chosen
+        )
+        share = self.settings.contexts.reward_share
+        if not learns or not share:
+            return every, every
+        kept, learnt_from = split_by_user(every, share, self.settings.seed)
+        self.told(
+            f"rewards learn from {len(learnt_from):,} contexts of {share:.0%} of the users; the "
+            "policy is aligned on the others"
+        )
+        return kept, learnt_from
+
+    def context(self, *, learns: bool) -> AlignmentContext:
+        """What a reward may see: everything to align on, or what rewards learn from."""
+        train, preferences = self.split.train, self.preferences
+        if learns and self.learnt_from is not self.preferences:
+            preferences = self.learnt_from
+            users = np.unique(preferences.users_R[preferences.users_R >= 0])
+            train = only(train, users) if len(users) else train
         return AlignmentContext(
             items=self.dataset.items,
             vectors=self.parent.vectors,
             ids=self.parent.ids,
-            train=self.split.train,
-            preferences=self.preferences,
+            train=train,
+            preferences=preferences,
             seed=self.settings.seed,
         )
 
+    def _reward(self, chosen: Method) -> Any:
+        self.on_event({"stage": f"reward {chosen.name}", "message": "building"})
+        reward_class = methods.resolve("rewards", chosen.name)
+        learns = bool(getattr(reward_class, "learns", False))
+        built = reward_class.build(self.context(learns=learns), chosen.config)
+        self.on_event({"stage": f"reward {chosen.name}", "finished": True})
+        return built
+
     def _aligner(self) -> Aligner:
-        settings, context = self.settings, self.context()
+        settings = self.settings
         objective = methods.resolve("objectives", settings.objective.name)(
             settings.objective.config
         )
@@ -375,13 +411,8 @@ class Alignment:
         judge = None
         if objective.kind == "group":
             for chosen in settings.rewards:
-                self.on_event({"stage": f"reward {chosen.name}", "message": "building"})
-                built = methods.resolve("rewards", chosen.name).build(context, chosen.config)
-                rewards.append((chosen.name, built, chosen.config.weight))
-                self.on_event({"stage": f"reward {chosen.name}", "finished": True})
-            if settings.judge is not None:
-                chosen = settings.judge
-                judge = methods.resolve("rewards", chosen.name).build(context, chosen.config)
+                rewards.append((chosen.name, self._reward(chosen), chosen.config.weight))
+            judge = None if settings.judge is None else self._reward(settings.judge)
         index = self.parent.index
         device = index.device
         with torch.random.fork_rng(devices=[]):
@@ -390,7 +421,7 @@ class Alignment:
                 self.policy.to(device),
                 objective,
                 index=index,
-                counts_N=torch.from_numpy(context.train_counts_N).to(device),
+                counts_N=torch.from_numpy(self.parent.train_counts_N).to(device),
                 config=settings.step,
                 rollouts=settings.rollouts,
                 rewards=Mixture(tuple(rewards)) if rewards else None,
@@ -564,6 +595,15 @@ class Guard:
             )
             return self.said
         return ""
+
+
+def only(train: Histories, users: Ints) -> Histories:
+    """The sequences of these users; those of others are empty, so that rows keep their meaning."""
+    lengths_U = np.zeros(len(train), dtype=np.int64)
+    lengths_U[users] = train.lengths[users]
+    keep_E = np.repeat(lengths_U > 0, train.lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64)
+    return Histories(train.items_E[keep_E], offsets)
 
 
 def without_held_out(preferences: Preferences, parts: Split) -> Preferences:

@@ -1,9 +1,10 @@
 """One step of alignment: contexts in, the objective's loss out; `training.train` does the rest.
 
-A preference objective sees the log-probabilities of each context's positives and negatives; a group
-objective those of the policy's own rollouts with their rewards, and of the truth. Rollouts are made
-without dropout. They come from the policy as it is (`sync_steps` = 1: ratios are 1 in value, nothing
-is ever clipped), or from a snapshot that follows every so many steps, so that ratios mean something.
+A preference objective sees the log-probabilities of each context's positives and negatives; a
+group objective those of the policy's own rollouts with their rewards, and of the truth. Rollouts
+are made without dropout. They come from the policy as it is (`sync_steps` = 1: ratios are 1 in
+value, nothing is ever clipped), or from a snapshot that follows every so many steps, so that ratios
+mean something.
 
 The semantic judge is asked about whole groups, a share of them drawn anew each step.
 

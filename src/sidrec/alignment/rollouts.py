@@ -49,7 +49,7 @@ class RolloutConfig:
     """Hold rollouts to the catalogue. False opens the whole codebook: what no item holds is then a
     hallucination, and log-probabilities are those of the whole codebook."""
     temperature: float = 1.0
-    """Divides the logits that samples are drawn from; log-probabilities stay those of the policy."""
+    """Divides the logits that samples are drawn from; log-probabilities stay the policy's own."""
 
     def __post_init__(self) -> None:
         if self.size < 2:
@@ -82,9 +82,8 @@ def roll_out(
             "rollouts.constrained = false writes IDs that no item holds, which have no "
             "probability over legal codes; set renormalise = false"
         )
-    symbols_BGL = _searched(policy, batch, index, config, renormalise) if config.how == "beam" else (
-        _drawn(policy, batch, index, config, renormalise)
-    )  # fmt: skip
+    write = _searched if config.how == "beam" else _drawn
+    symbols_BGL = write(policy, batch, index, config, renormalise)
     symbols_BGL = symbols_BGL.clone()  # searches run in inference mode; autograd saves these
     ends_L = torch.tensor(index.num_codes, device=symbols_BGL.device)
     codes_BGL = torch.where(symbols_BGL >= ends_L, -1, symbols_BGL)
