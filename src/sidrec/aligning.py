@@ -14,11 +14,12 @@ Shapes:   Q validation questions, N items.
 from __future__ import annotations
 
 import copy
+import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -26,7 +27,8 @@ import torch
 from torch import nn
 
 from sidrec import artifact, config, methods
-from sidrec.alignment.aligner import Aligner, StepConfig
+from sidrec.align_config import AlignConfig
+from sidrec.alignment.aligner import Aligner
 from sidrec.alignment.contexts import ContextBatches
 from sidrec.alignment.preferences import (
     exposed,
@@ -36,16 +38,15 @@ from sidrec.alignment.preferences import (
     split_by_user,
 )
 from sidrec.alignment.rewards.mixture import Mixture
-from sidrec.alignment.rollouts import RolloutConfig
 from sidrec.alignment.values import AlignmentContext, Preferences
-from sidrec.config import Method, Stage
+from sidrec.config import Method
+from sidrec.contracts import Objective
 from sidrec.data import split
-from sidrec.decoding.beam import unconstrained_search
 from sidrec.errors import ConfigError, DataError
-from sidrec.evaluation import Report, compare, rank_all
-from sidrec.evaluation.metrics import ndcg
-from sidrec.evaluation.significance import Figure, Values, paired
+from sidrec.evaluation import Report, compare
+from sidrec.evaluation.significance import Figure
 from sidrec.fitted import Fitted
+from sidrec.guard import Guard, OnValidation
 from sidrec.pipeline import (
     OnEvent,
     evaluate_systems,
@@ -55,107 +56,11 @@ from sidrec.pipeline import (
     summary_of,
     weigh_hybrid,
 )
-from sidrec.recipe import DataConfig, RunConfig, read_data
+from sidrec.recipe import RunConfig, read_data
 from sidrec.recommender import Recommender
 from sidrec.tokenizers.lifecycle import ids_version
-from sidrec.training import TrainConfig, TrainResult, train
-from sidrec.types import Dataset, Examples, Histories, HistoryBatch, Ints, Split
-
-OBJECTIVE = Stage("objectives")
-REWARD = Stage("rewards")
-SHORT = TrainConfig(
-    epochs=1,
-    batch_positions=64,
-    learning_rate=1e-4,
-    warmup_steps=20,
-    schedule="constant",
-    precision="fp32",
-    validate_every_epochs=0.1,
-    patience=0,
-)
-"""Small steps near the starting weights; a step is `batch_positions` contexts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextsConfig:
-    """What alignment learns on."""
-
-    source: Literal["histories", "impressions", "exposed"] = "histories"
-    """histories: every training event is a target, nothing is known of what was shown.
-    impressions: lists that were shown, with clicks and non-clicks. exposed: histories, with shown
-    lists drawn by a simulated logger (for studies)."""
-    impressions: str | None = None
-    """File of shown lists: columns user (optional), history, candidates, clicks (lists)."""
-    most: int | None = None
-    """At most so many contexts, drawn by the seed."""
-    reward_share: float = 0.5
-    """Share of users that rewards which learn (ranker, preference_model, judge) learn from; the
-    policy is aligned on the others, whose events no such reward has seen. 0 where none learns."""
-
-    def __post_init__(self) -> None:
-        if self.source not in ("histories", "impressions", "exposed"):
-            raise ConfigError(
-                f"contexts.source must be histories, impressions or exposed, got {self.source!r}"
-            )
-        if self.impressions is not None and self.source != "impressions":
-            raise ConfigError(
-                f"contexts.impressions names a file, but source is {self.source!r}; set source = "
-                '"impressions"'
-            )
-        if not 0 <= self.reward_share < 1:
-            raise ConfigError(f"contexts.reward_share must be in [0, 1), got {self.reward_share}")
-        if self.most is not None and self.most < 1:
-            raise ConfigError(f"contexts.most must be at least 1, got {self.most}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignConfig:
-    """Everything an alignment depends on, beside the bundle."""
-
-    name: str = "aligned"
-    """What the run is called in tables and folders."""
-    seed: int = 0
-    """The one seed of rewards, draws and training."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<n>."""
-    data: DataConfig | None = None
-    """Where the data come from; by default where the bundle's came from. They must be the same."""
-    contexts: ContextsConfig = ContextsConfig()
-    """What is learnt on."""
-    objective: Annotated[Method, OBJECTIVE] = field(
-        default_factory=lambda: config.method(OBJECTIVE, "adagrpo")
-    )
-    """The loss."""
-    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
-    """What the policy writes to be rewarded; objectives on preferences make none."""
-    rewards: tuple[Annotated[Method, REWARD], ...] = field(
-        default_factory=lambda: (config.method(REWARD, "ranker"),)
-    )
-    """What rollouts are worth: a weighted sum."""
-    judge: Annotated[Method, REWARD] | None = None
-    """The semantic reward of A2PO, kept apart from the others."""
-    step: StepConfig = field(default_factory=StepConfig)
-    """What a step does beside its objective."""
-    renormalise: bool | None = None
-    """Log-probabilities over legal codes only; by default as the bundle decodes, and false for
-    unconstrained rollouts."""
-    train: TrainConfig = SHORT
-    """How long and how fast; `batch_positions` counts contexts."""
-    guard: bool = True
-    """Stop where validation falls beyond its interval."""
-    validation_users: int = 2000
-    """Users of the validation part that the guard asks."""
-
-    def __post_init__(self) -> None:
-        if self.renormalise and not self.rollouts.constrained:
-            raise ConfigError(
-                "renormalise = true needs constrained rollouts; leave one of the two away"
-            )
-
-
-def load_align_config(path: str | Path) -> AlignConfig:
-    """Read an alignment recipe."""
-    return config.load(AlignConfig, path)
+from sidrec.training import TrainResult, train
+from sidrec.types import Dataset, Examples, Histories, Ints, Split
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -232,14 +137,16 @@ def run_alignment(
     run_dir: str | Path | None = None,
     on_event: OnEvent = quiet,
     evaluate: bool = True,
-    on_validation: Callable[[nn.Module, dict[str, float]], None] | None = None,
+    on_validation: OnValidation | None = None,
+    like: Alignment | None = None,
 ) -> Aligned:
     """Align, tune the hybrid again, measure both bundles' generators on test, write the bundle.
 
-    `on_validation(policy, entry)` is called after every validation with what it saw.
+    `on_validation(policy, entry)` is called after every validation with what it saw. `like` lends
+    data, contexts and rewards of the same settings, so that several objectives share them.
     """
     started = time.perf_counter()
-    work = Alignment(recommender, settings, data, preferences, on_event)
+    work = Alignment(recommender, settings, data, preferences, on_event, like)
     folder = None if run_dir is None else Path(run_dir)
     result, guard = work.trained(folder, on_validation)
     aligned = work.rebuilt(recommender)
@@ -280,17 +187,28 @@ class Alignment:
         data: Dataset | None,
         preferences: Preferences | None,
         on_event: OnEvent,
+        like: Alignment | None = None,
     ) -> None:
         self.parent, self.settings, self.on_event = recommender, settings, on_event
         self.run_settings = config.parse(RunConfig, recommender.settings)
         if data is None:
-            data = read_data(settings.data or self.run_settings.data)
+            data = like.dataset if like else read_data(settings.data or self.run_settings.data)
         require_same_data(recommender, data)
         self.dataset = data
-        self.split: Split = split(data, self.run_settings.split.rule)
+        self.split: Split = like.split if like else split(data, self.run_settings.split.rule)
+        self.built: dict[str, Any] = like.built if like else {}
+        """Rewards by their settings."""
         self.notes: list[str] = []
-        every = preferences if preferences is not None else self._contexts()
-        self.preferences, self.learnt_from = self._parted(every)
+        if like and preferences is None:
+            same = (like.settings.contexts, like.settings.seed) == (
+                settings.contexts,
+                settings.seed,
+            )
+            if not same:
+                raise ConfigError("what is lent was made for other contexts or another seed")
+            preferences = like.every
+        self.every = preferences if preferences is not None else self._contexts()
+        self.preferences, self.learnt_from = self._parted(self.every)
         self.told(f"{len(self.preferences):,} contexts to align on")
         self.renormalise = settings.renormalise
         if self.renormalise is None:
@@ -395,11 +313,15 @@ class Alignment:
         )
 
     def _reward(self, chosen: Method) -> Any:
+        key = json.dumps([chosen.name, config.to_dict(chosen.config)], sort_keys=True)
+        if key in self.built:
+            return self.built[key]
         self.on_event({"stage": f"reward {chosen.name}", "message": "building"})
         reward_class = methods.resolve("rewards", chosen.name)
         learns = bool(getattr(reward_class, "learns", False))
         built = reward_class.build(self.context(learns=learns), chosen.config)
         self.on_event({"stage": f"reward {chosen.name}", "finished": True})
+        self.built[key] = built
         return built
 
     def _aligner(self) -> Aligner:
@@ -407,25 +329,28 @@ class Alignment:
         objective = methods.resolve("objectives", settings.objective.name)(
             settings.objective.config
         )
-        rewards: list[tuple[str, Any, float]] = []
-        judge = None
+        self.rewards: Mixture | None = None
+        self.judge: Any = None
         if objective.kind == "group":
-            for chosen in settings.rewards:
-                rewards.append((chosen.name, self._reward(chosen), chosen.config.weight))
-            judge = None if settings.judge is None else self._reward(settings.judge)
+            rewards = [(one.name, self._reward(one), one.config.weight) for one in settings.rewards]
+            self.rewards = Mixture(tuple(rewards)) if rewards else None
+            self.judge = None if settings.judge is None else self._reward(settings.judge)
+        return self.aligner_of(self.policy, objective)
+
+    def aligner_of(self, policy: nn.Module, objective: Objective) -> Aligner:
+        """A policy under an objective, with the rewards and settings of this alignment."""
         index = self.parent.index
-        device = index.device
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+            torch.manual_seed(self.settings.seed)
             return Aligner(
-                self.policy.to(device),
+                policy.to(index.device),
                 objective,
                 index=index,
-                counts_N=torch.from_numpy(self.parent.train_counts_N).to(device),
-                config=settings.step,
-                rollouts=settings.rollouts,
-                rewards=Mixture(tuple(rewards)) if rewards else None,
-                judge=judge,
+                counts_N=torch.from_numpy(self.parent.train_counts_N).to(index.device),
+                config=self.settings.step,
+                rollouts=self.settings.rollouts,
+                rewards=self.rewards,
+                judge=self.judge,
                 renormalise=bool(self.renormalise),
             )
 
@@ -434,11 +359,11 @@ class Alignment:
     def trained(
         self,
         folder: Path | None,
-        on_validation: Callable[[nn.Module, dict[str, float]], None] | None,
+        on_validation: OnValidation | None,
     ) -> tuple[TrainResult, Guard]:
         """Train the policy in place."""
         settings = self.settings
-        guard = Guard(self, on_validation)
+        guard = Guard(self.parent, self.validation, on_validation)
         training = config.with_seed(settings.train, settings.seed)
         batches = ContextBatches(
             self.preferences, self.aligner.max_length, settings.train.batch_positions
@@ -523,78 +448,6 @@ class Alignment:
 
 SHOWN = ("reward", "kl", "invalid_share", "admission_rate", "silent_share")
 """Parts of the loss that progress shows."""
-
-
-class Guard:
-    """Validation of a policy against where it started, user by user."""
-
-    def __init__(
-        self,
-        work: Alignment,
-        on_validation: Callable[[nn.Module, dict[str, float]], None] | None,
-    ) -> None:
-        self.work, self.on_validation = work, on_validation
-        self.examples = work.validation
-        self.start_Q = self.ndcg(work.parent.generator.value)
-        self.curve: list[dict[str, float]] = []
-        self.said = ""
-        self.last = Figure(value=0.0, low=0.0, high=0.0, n=len(self.examples))
-
-    def ndcg(self, policy: Any) -> Values:
-        """(Q,) NDCG@10 of the bundle's own search with this policy."""
-        parent = self.work.parent
-        generator = replace(parent.generator, value=policy)
-        asked = replace(parent, generator=generator, index_override=parent.index)
-        ranked = rank_all(
-            self.examples,
-            candidates=lambda batch, k, seen: asked.generate(batch.to(asked.device), k),
-            k=10,
-            num_items=len(asked.items),
-            max_length=int(policy.max_length),
-        )
-        return ndcg(ranked.better_Q, ranked.tied_Q, 10)
-
-    def difference(self, policy: Any) -> Figure:
-        """NDCG@10 now minus at the start, paired over users."""
-        return paired(self.ndcg(policy), self.start_Q)[0]
-
-    def validate(self, aligner: nn.Module) -> float:
-        """Mean NDCG@10; remembered for `verdict`."""
-        policy = aligner.policy
-        assert isinstance(policy, nn.Module)
-        now_Q = self.ndcg(policy)
-        self.last, _ = paired(now_Q, self.start_Q)
-        entry = {
-            "ndcg@10": float(now_Q.mean()),
-            "difference": self.last.value,
-            "low": float(self.last.low or 0.0),
-            "high": float(self.last.high or 0.0),
-            "invalid_share": self.invalid_share(policy),
-        }
-        self.curve.append(entry)
-        if self.on_validation is not None:
-            self.on_validation(policy, entry)
-        return float(now_Q.mean())
-
-    def invalid_share(self, policy: Any, *, users: int = 256, k: int = 10) -> float:
-        """Share of the first ten IDs of a free beam that no item holds, over some users."""
-        rows = np.arange(min(users, len(self.examples)), dtype=np.int64)
-        batch = HistoryBatch.from_histories(
-            self.examples.histories, rows, max_length=int(policy.max_length)
-        )
-        index = self.work.parent.index
-        free = unconstrained_search(policy, batch.to(index.device), index, beam_width=max(k, 20))
-        return free.invalid_share(k)
-
-    def verdict(self) -> str:
-        """Why to stop; empty while there is no reason."""
-        if self.last.high is not None and self.last.high < 0:
-            self.said = (
-                f"guard: validation ndcg@10 {self.last.value:+.4f} "
-                f"[{self.last.low:+.4f}, {self.last.high:+.4f}] against the start"
-            )
-            return self.said
-        return ""
 
 
 def only(train: Histories, users: Ints) -> Histories:

@@ -14,6 +14,7 @@ import typer
 
 from sidrec import __version__
 from sidrec.cli import (
+    admission,
     align,
     bench,
     config_show,
@@ -44,6 +45,7 @@ app.command("demo")(demo.command)
 app.command("init")(init.command)
 app.command("fit")(fit.command)
 app.command("align")(align.command)
+app.command("admission")(admission.command)
 app.command("evaluate")(evaluate.command)
 app.command("recommend")(recommend.command)
 app.command("inspect")(inspect.command)

@@ -37,15 +37,15 @@ def command(
     Validation is compared with the starting weights, user by user; a fall beyond its interval ends
     the run, and the best weights are kept, those of the start among them.
     """
-    from sidrec import aligning, artifact, config
+    from sidrec import align_config, aligning, artifact, config
     from sidrec.errors import ConfigError
     from sidrec.recommender import load
 
-    settings = aligning.AlignConfig()
+    settings = align_config.AlignConfig()
     if recipe is not None and not init:
-        settings = aligning.load_align_config(recipe)
+        settings = align_config.load_align_config(recipe)
     if objective is not None:
-        settings = replace(settings, objective=config.method(aligning.OBJECTIVE, objective))
+        settings = replace(settings, objective=config.method(align_config.OBJECTIVE, objective))
     changes: dict[str, Any] = {"seed": seed, "device": device}
     settings = replace(settings, **{k: v for k, v in changes.items() if v is not None})
     if init:
