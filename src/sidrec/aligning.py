@@ -139,14 +139,16 @@ def run_alignment(
     evaluate: bool = True,
     on_validation: OnValidation | None = None,
     like: Alignment | None = None,
+    parts: Split | None = None,
 ) -> Aligned:
     """Align, tune the hybrid again, measure both bundles' generators on test, write the bundle.
 
     `on_validation(policy, entry)` is called after every validation with what it saw. `like` lends
     data, contexts and rewards of the same settings, so that several objectives share them.
+    `parts` replace the split that the bundle's settings would make.
     """
     started = time.perf_counter()
-    work = Alignment(recommender, settings, data, preferences, on_event, like)
+    work = Alignment(recommender, settings, data, preferences, on_event, like, parts)
     folder = None if run_dir is None else Path(run_dir)
     result, guard = work.trained(folder, on_validation)
     aligned = work.rebuilt(recommender)
@@ -188,6 +190,7 @@ class Alignment:
         preferences: Preferences | None,
         on_event: OnEvent,
         like: Alignment | None = None,
+        parts: Split | None = None,
     ) -> None:
         self.parent, self.settings, self.on_event = recommender, settings, on_event
         self.run_settings = config.parse(RunConfig, recommender.settings)
@@ -195,7 +198,9 @@ class Alignment:
             data = like.dataset if like else read_data(settings.data or self.run_settings.data)
         require_same_data(recommender, data)
         self.dataset = data
-        self.split: Split = like.split if like else split(data, self.run_settings.split.rule)
+        if parts is None:
+            parts = like.split if like else split(data, self.run_settings.split.rule)
+        self.split = parts
         self.built: dict[str, Any] = like.built if like else {}
         """Rewards by their settings."""
         self.notes: list[str] = []
