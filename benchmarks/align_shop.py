@@ -119,7 +119,7 @@ def prepared(arguments: argparse.Namespace) -> Bench:
             max_seconds=arguments.seconds,
             clock="processor",
             validate_every_epochs=0.5,
-        ),  # fmt: skip
+        ),
         guard=False,
     )
     return Bench(

@@ -8,6 +8,7 @@ Figures: `<dataset>.<system>.<metric>`, `.seen_filtered.` and strata before the 
 (`no_events`: no training event; `cold` is what cold_start.py measures), paired
 differences of the hybrid as `<dataset>.hybrid_minus_<system>.<metric>`, and, where the recipe is
 the default one, `run.default.<dataset>.seconds`: the median of the runs that began afresh.
+With `--best` the hybrid of a recipe that is not the default one is `best`, and `best_minus_…`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     parser.add_argument("--systems", nargs="*", help="only these systems (default: all)")
+    parser.add_argument(
+        "--best", action="store_true", help="write the hybrid alone, as `best`, and its differences"
+    )
     arguments = parser.parse_args()
     settings = load_config(arguments.recipe)
     measured: dict[bool, dict[str, list[Report]]] = {False: {}, True: {}}
@@ -65,6 +69,12 @@ def main() -> None:
             "value": round(statistics.median(seconds), 1),
             "unit": "s",
             "n": len(seconds),
+        }
+    if arguments.best:
+        figures = {
+            name.replace(".hybrid", ".best", 1): figure
+            for name, figure in figures.items()
+            if name.startswith(f"{dataset}.hybrid")
         }
     shown = list(averaged[False].values())
     print(table(shown, metrics_of(averaged[False])).to_markdown())
