@@ -229,7 +229,11 @@ class Objective(Protocol):
 
 
 class Reward(Protocol):
-    """What rollouts are worth."""
+    """What rollouts are worth.
+
+    One that learns has `learns` true: alignment then lets it see other users than it scores. What
+    it learns or draws depends on `context.seed` alone.
+    """
 
     config_class: ClassVar[type]
 

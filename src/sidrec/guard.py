@@ -72,6 +72,7 @@ class Guard:
         now_Q = self.ndcg(policy)
         self.last, _ = paired(now_Q, self.start_Q)
         entry = {
+            "step": float(len(self.curve)),
             "ndcg@10": float(now_Q.mean()),
             "difference": self.last.value,
             "low": float(self.last.low or 0.0),

@@ -51,11 +51,11 @@ LANGUAGE = ("endpoint", "local")
 class JudgeConfig:
     """Settings of `Judge`."""
 
+    weight: float = 1.0
+    """Factor of the score."""
     backend: Literal["embedded", "endpoint", "local", "similarity"] = "embedded"
     """Who judges: a small model trained here, a server, a local language model, or word overlap
     (for tests)."""
-    weight: float = 1.0
-    """Factor of the score."""
     weights: Kind = "learned"
     """How users' weights of the aspects are found: by likelihood of pairs, by sampled importance
     levels as published, or the same for all."""
@@ -135,6 +135,7 @@ class Judge:
     """A reward; `ledger` counts what it was asked and what went wrong."""
 
     config_class: ClassVar[type] = JudgeConfig
+    learns: ClassVar[bool] = True
     config: JudgeConfig
     backend: Backend
     embedded: Embedded
