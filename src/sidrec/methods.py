@@ -85,6 +85,9 @@ METHODS: dict[str, dict[str, str]] = {
         "rank_aware": "sidrec.alignment.rewards.rank_aware:RankAware",
         "validity": "sidrec.alignment.rewards.validity:Validity",
         "judge": "sidrec.alignment.judge.judge:Judge",
+        "ranker": "sidrec.alignment.rewards.ranker:Ranker",
+        "feedback": "sidrec.alignment.rewards.feedback:Feedback",
+        "preference_model": "sidrec.alignment.rewards.preference_model:PreferenceModel",
     },
 }
 

@@ -44,7 +44,7 @@ def tiny_rollouts(num_rollouts: int = 6, seed: int = 1) -> Rollouts:
     """
     context, random = tiny_alignment(), np.random.default_rng(seed)
     users_B = np.arange(8)
-    sequences = [context.train[user] for user in users_B]
+    sequences = [context.train[user] for user in range(len(users_B))]
     targets_B = np.array([sequence[-1] for sequence in sequences])
     rows_BG = np.stack([random.permutation(NUM_ITEMS - 1)[:num_rollouts] for _ in users_B])
     for b in users_B[::2]:
@@ -123,10 +123,10 @@ def check_a_context_alone_has_the_rewards_it_has_among_others(
     for b in range(len(together)):
         row = slice(b, b + 1)
         batch = HistoryBatch(rollouts.batch.items_BT[row], rollouts.batch.lengths_B[row])
-        values = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
-        alone = {n: v[row] if isinstance(v, Tensor) else v for n, v in values.items()}
+        values: dict[str, Any] = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
+        alone = {n: v[row] for n, v in values.items() if isinstance(v, Tensor)}
         torch.testing.assert_close(
-            reward(Rollouts(**alone | {"batch": batch})), together[row], rtol=1e-5, atol=1e-6
+            reward(replace(rollouts, batch=batch, **alone)), together[row], rtol=1e-5, atol=1e-6
         )
 
 
