@@ -16,7 +16,8 @@ Source:   graded feedback of OneRec-V2; inverse propensity scores, Schnabel et a
           (arXiv:1602.05352), clipped.
 Differs:  OneRec-V2 takes the top quarter of watch time within buckets of duration and explicit
           dislikes, which our logs do not hold. `left` is not weighted: logs keep no propensities of
-          what was left. What the user took in later training contexts counts too, by user.
+          what was left. What the user took in later training contexts counts too, by user. It looks
+          up the very users it scores, so it does not call itself one that `learns`.
 Cost:     a sort of the log once; a call O(B G log E).
 Shapes:   B contexts, G rollouts of a context, E records, N items, R logged contexts.
 """

@@ -62,6 +62,7 @@ class PreferenceModel:
     """A fitted reward model as a reward."""
 
     config_class: ClassVar[type] = PreferenceModelConfig
+    learns: ClassVar[bool] = True
 
     config: PreferenceModelConfig
     network: InterestRanker

@@ -116,6 +116,7 @@ class Ranker:
     """A fitted ranker as a reward."""
 
     config_class: ClassVar[type] = RankerConfig
+    learns: ClassVar[bool] = True
 
     config: RankerConfig
     network: InterestRanker
