@@ -36,7 +36,8 @@ from sidrec.types import Floats, Histories, Ints
 
 NUM_POINTS = 65
 TITLE_CHARS = 60
-WORD = re.compile(r"\w{3,}")
+WORD = re.compile(r"[^\W\d_]{3,}")
+STOP_WORDS = frozenset(("and", "the", "for", "with", "from", "series", "pack", "set"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +237,7 @@ class Embedded:
     def _shared_words(self, row: int, other: int) -> list[str]:
         theirs = set(WORD.findall(self.titles[other].lower()))
         mine = dict.fromkeys(WORD.findall(self.titles[row].lower()))
-        return [word for word in mine if word in theirs][:3]
+        return [word for word in mine if word in theirs and word not in STOP_WORDS][:3]
 
 
 def fit_network(
