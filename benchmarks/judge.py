@@ -7,7 +7,8 @@ A pair is a held-out next event and a random item of like popularity that is not
 (among the 50 next more and 50 next less popular). Pair AUC: the share of pairs in the right order.
 Point accuracy: the share of right verdicts, one item at a time, by the threshold on the score that
 is best on pairs of the validation events. Intervals are over users; seeds are averaged first. The
-embedded judge is fitted on training events alone; `similarity` is a judge for tests. A language
+embedded judge is fitted on training events alone; `similarity` is a judge for tests, its weights are
+uniform. A language
 model is given the first `--contexts` users of each set.
 Figures: `judge.<back end>.{pair_auc,point_accuracy}` over all users of all sets,
 `judge.<back end>.<set>.{pair_auc,point_accuracy,fit_seconds,contexts_per_second}`,
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from sidrec.types import CatalogueContext, Dataset, Examples, Ints, ItemVectors,
 SETS = ("amazon_industrial", "amazon_office", "shop")
 NEIGHBOURS = 50
 """How far a random item's popularity rank may be from that of the one it is compared with."""
-KINDS = ("learned", "levels", "uniform")
+OTHER_WEIGHTS = ("levels", "uniform")
 MEASURES = ("pair_auc", "point_accuracy")
 
 
@@ -85,12 +86,13 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     words: list[str] = []
     for backend in arguments.backends:
-        config = JudgeConfig(backend=backend)if backend not in LANGUAGE else JudgeConfig(
-            backend=backend,
+        config = JudgeConfig(
+            backend=backend,  # type: ignore[arg-type]
+            weights="uniform" if backend == "similarity" else "learned",
             model=arguments.model,
             base_url=arguments.base_url,
             api_key_variable=arguments.key_variable,
-        )  # fmt: skip
+        )
         most = arguments.contexts if backend in LANGUAGE else None
         pooled: dict[str, list[np.ndarray]] = {measure: [] for measure in MEASURES}
         for task in tasks:
@@ -168,10 +170,9 @@ def measure(task: Task, config: JudgeConfig, seed: int, most: int | None) -> Mea
     }
     for place, name in enumerate(judge.aspects):
         values[f"{name}.pair_auc"] = in_order(scores_Q2A[..., place])
-    for kind in KINDS:
-        if kind != config.weights:
-            other_QA = reweighed(judge, context, config, kind, test)
-            values[f"weights_{kind}.pair_auc"] = in_order((scores_Q2A * other_QA[:, None]).sum(2))
+    for kind in OTHER_WEIGHTS if config.backend == "embedded" else ():
+        other_QA = judge.reweighed(context, kind).weights(test.histories)
+        values[f"weights_{kind}.pair_auc"] = in_order((scores_Q2A * other_QA[:, None]).sum(2))
     repeat_Q = np.array(
         [target in test.histories[q] for q, target in enumerate(test.targets)], dtype=bool
     )
@@ -179,14 +180,6 @@ def measure(task: Task, config: JudgeConfig, seed: int, most: int | None) -> Mea
     if judge.counts()["skipped"] or judge.counts()["over_budget"]:
         print(task.name, config.backend, judge.counts())
     return Measured(values, fit_seconds, len(test) / seconds, in_words(judge, test, weights_QA))
-
-
-def reweighed(
-    judge: Judge, context: AlignmentContext, config: JudgeConfig, kind: str, test: Examples
-) -> np.ndarray:
-    """Weights (Q, A) of the same evidence found another way."""
-    other = Judge.build(context, replace(config, weights=kind))  # type: ignore[arg-type]
-    return other.weights(test.histories)
 
 
 def pairs(questions: Examples, counts_N: Ints, rng: np.random.Generator) -> Ints:
@@ -278,7 +271,7 @@ def in_words(judge: Judge, test: Examples, weights_QA: np.ndarray) -> str:
         parts = [
             f"{name} {score:.2f} (weight {weight:.2f}): {text}"
             for name, weight, score, text in rows
-        ]  # noqa: E501
+        ]
         said.append(f"user {int(test.user_rows[question])}: " + " ".join(parts))
     return " | ".join(said)
 

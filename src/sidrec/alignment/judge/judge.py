@@ -17,7 +17,7 @@ Shapes:  B contexts, G candidates of a context, A aspects, R training contexts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
@@ -206,6 +206,12 @@ class Judge:
         """(B, G) s_hol, NaN where not judged."""
         evidence = self.evidence(history_rows, candidate_rows, with_texts=False)
         return (evidence.scores_BGA * self.weights(history_rows)[:, None]).sum(axis=2)
+
+    def reweighed(self, context: AlignmentContext, kind: Kind) -> Self:
+        """The same judge, with the weights found another way."""
+        config = replace(self.config, weights=kind)
+        weights_of = _learned_weights(context, config, self.backend, self.embedded)
+        return replace(self, config=config, weights_of=weights_of)
 
     def counts(self) -> dict[str, float]:
         """What was asked and what went wrong since `build`, by name."""
