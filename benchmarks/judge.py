@@ -7,9 +7,8 @@ A pair is a held-out next event and a random item of like popularity that is not
 (among the 50 next more and 50 next less popular). Pair AUC: the share of pairs in the right order.
 Point accuracy: the share of right verdicts, one item at a time, by the threshold on the score that
 is best on pairs of the validation events. Intervals are over users; seeds are averaged first. The
-embedded judge is fitted on training events alone; `similarity` is a judge for tests, its weights are
-uniform. A language
-model is given the first `--contexts` users of each set.
+embedded judge is fitted on training events alone; `similarity` is a judge for tests and weighs all
+aspects alike. A language model is given the first `--contexts` users of each set.
 Figures: `judge.<back end>.{pair_auc,point_accuracy}` over all users of all sets,
 `judge.<back end>.<set>.{pair_auc,point_accuracy,fit_seconds,contexts_per_second}`,
 `judge.<back end>.<set>.first_time.pair_auc` where the next event repeats none of the history,

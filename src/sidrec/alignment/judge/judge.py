@@ -162,7 +162,8 @@ class Judge:
     def __call__(self, rollouts: Rollouts) -> Tensor:
         """(B, G) float32 `weight` · s_hol; NaN where not judged or where there is no rollout.
 
-        An ID without an item has every aspect at its lowest. Neither the truth nor the order of
+        An ID without an item has every aspect at its lowest, unless the whole group is without an
+        answer. Neither the truth nor the order of
         the rollouts is looked at.
         """
         histories = of_batch(rollouts.batch)
@@ -173,8 +174,9 @@ class Judge:
         scores_BGA = self.evidence(histories, rows_BG, with_texts=False).scores_BGA
         scores_BG = (scores_BGA * weights_BA[:, None]).sum(axis=2)
         lowest_A = np.array([ASPECTS[name].lowest for name in self.aspects], dtype=np.float32)
-        unjudged_B = ((rows_BG >= 0) & np.isnan(scores_BG)).any(axis=1)
-        empty_BG = real_BG & (rows_BG < 0) & ~unjudged_B[:, None]
+        asked_B = (rows_BG >= 0).any(axis=1)
+        silent_B = asked_B & np.isnan(scores_BG).all(axis=1)  # the whole group stays unjudged
+        empty_BG = real_BG & (rows_BG < 0) & ~silent_B[:, None]
         scores_BG = np.where(empty_BG, (weights_BA @ lowest_A)[:, None], scores_BG)
         scores_BG = (self.config.weight * scores_BG).astype(np.float32)
         return torch.from_numpy(scores_BG).to(rollouts.rows_BG.device)
