@@ -150,7 +150,7 @@ def test_the_kl_is_paid_also_by_groups_that_say_nothing():
         k3(example.policy_BGL, example.reference_BGL), example.mask_BGL, example.real_BG
     )
     assert loss.item() == pytest.approx(0.5 * kl_B.mean().item(), abs=1e-12)
-    assert parts["silent_share"] == 1 and parts["kl"] > 0
+    assert parts["silent_share"] == 1 and parts["kl_per_code"] > 0
 
 
 def test_tokens_then_rollouts_then_contexts_are_averaged():

@@ -94,7 +94,7 @@ def group_loss(
     parts: dict[str, Tensor] = {}
     if log_probs.reference_BGL is not None:
         kl_BGL = k3(log_probs.policy_BGL, log_probs.reference_BGL)
-        parts["kl"] = mean_of_codes(kl_BGL.detach(), mask_BGL, scored_BG)
+        parts["kl_per_code"] = mean_of_codes(kl_BGL.detach(), mask_BGL, scored_BG)
         if kl_weight:
             gains_BGL = gains_BGL - kl_weight * kl_BGL
     elif kl_weight:

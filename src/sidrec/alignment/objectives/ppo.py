@@ -135,7 +135,7 @@ class Ppo:
             return rewards_BGL, {}
         kl_BGL = (log_probs.sampled_BGL - log_probs.reference_BGL).detach()
         kl_BGL = torch.where(mask_BGL > 0, kl_BGL, torch.zeros_like(kl_BGL))
-        parts = {"kl": mean_of_codes(kl_BGL, mask_BGL, scored_BG)}
+        parts = {"kl_per_code": mean_of_codes(kl_BGL, mask_BGL, scored_BG)}
         return rewards_BGL - self.config.kl_weight * kl_BGL, parts
 
 

@@ -136,9 +136,10 @@ class RadDpo(nn.Module):
             similarities_BM = first_cosines(log_probs)
             weights_BM = ones_BM
             if self.num_seen >= self.config.window:
-                weights_BM = similarity_weights(
+                found_BM = similarity_weights(
                     similarities_BM, self.quartiles, self.config.sharpness
-                ).to(ones_BM.dtype)
+                )
+                weights_BM = torch.where(real_BM, found_BM.to(ones_BM.dtype), ones_BM)
             if self.training:
                 self._remember(similarities_BM[real_BM])
             return weights_BM, {
