@@ -239,7 +239,7 @@ def check_constant_and_missing_rewards_are_survived(objective_class: Any, config
 
 
 def check_extreme_log_probs_are_survived(objective_class: Any, config: Any) -> None:
-    """In float32, IDs that are all but certain and all but impossible."""
+    """In float32, IDs that are, or were, all but certain and all but impossible."""
     example = tiny_example(objective_class)
     changes = {}
     for name, value in vars(example).items():
@@ -248,6 +248,12 @@ def check_extreme_log_probs_are_survived(objective_class: Any, config: Any) -> N
     for scale in (1e-9, 300.0):
         leaves = {name: changes[name] * scale for name in LEAVES if name in changes}
         require_finite(objective_class, config, replace(example, **(changes | leaves)))
+        past = {
+            name: changes[name] * scale
+            for name in changes
+            if name.startswith(("sampled_BGL", "reference_"))
+        }  # fmt: skip
+        require_finite(objective_class, config, replace(example, **(changes | past)))
 
 
 def check_the_reference_and_the_past_get_no_gradient(objective_class: Any, config: Any) -> None:
@@ -255,7 +261,7 @@ def check_the_reference_and_the_past_get_no_gradient(objective_class: Any, confi
     names = [n for n in vars(example) if n.startswith(("reference_", "sampled_", "semantic_"))]
     names += [n for n in ("rewards_BG", "target_rewards_B") if hasattr(example, n)]
     names += [n for n in vars(example) if "_states_" in n]
-    fixed = {name: getattr(example, name).clone().requires_grad_() for name in names}
+    fixed = {name: (getattr(example, name) - 0.1).requires_grad_() for name in names}
     loss, _ = objective_class(config)(replace(example, **fixed))
     loss.backward()
     for name, value in fixed.items():

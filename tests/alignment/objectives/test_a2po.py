@@ -40,10 +40,10 @@ def advantages(example):
 
 
 def test_lambda_is_the_ratio_of_sizes_where_signs_agree():
-    business = torch.tensor([[1.0, 1.0, -2.0, 1.0, 0.0, 1e-9, 1.0]], dtype=torch.float64)
-    semantic = torch.tensor([[0.5, 2.0, -2.0, -1.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+    business = torch.tensor([[1.0, 1.0, -2.0, 1.0, 0.0, 1e-9, 1.0, 1e-9]], dtype=torch.float64)
+    semantic = torch.tensor([[0.5, 2.0, -2.0, -1.0, 1.0, 1.0, 0.0, 1e-9]], dtype=torch.float64)
     found = agreement(business, semantic)[0].tolist()
-    assert found == pytest.approx([0.5, 0.5, 1.0, 0.0, 0.0, 0.0, 0.0], abs=1e-7)
+    assert found == pytest.approx([0.5, 0.5, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], abs=1e-7)
 
 
 def test_a_smaller_semantic_advantage_adds_its_square_and_a_larger_one_doubles():

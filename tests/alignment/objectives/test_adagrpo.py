@@ -70,6 +70,8 @@ def test_what_is_not_admitted_does_not_even_enter():
     broken = replace(example, sampled_BGL=torch.full_like(example.policy_BGL, torch.nan))
     loss, found = gradients(gated(gate="closed"), broken)
     assert loss.isfinite() and not found["policy_BGL"].any()
+    gated(gate="closed")(example)[0].backward()
+    assert example.policy_BGL.grad is None and example.target_BL.grad is not None
 
 
 def test_only_contexts_that_pass_both_gates_learn_from_rollouts():

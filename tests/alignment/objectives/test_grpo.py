@@ -68,6 +68,9 @@ def test_groups_that_say_nothing_have_no_advantage_at_all():
     assert silent(rewards, real).all()
     assert not standardised(rewards, real).any()  # exactly 0, though 0.1 is no binary fraction
     assert not silent(rewards, torch.ones_like(real))[1:].any()
+    many = torch.linspace(-3, 3, 101)[:, None].expand(-1, 7)  # means of which round
+    assert (many.mean(1) != many[:, 0]).any()
+    assert not standardised(many, torch.ones_like(many, dtype=torch.bool)).any()
 
 
 def test_a_rollout_without_a_reward_is_as_if_it_had_not_been_written():

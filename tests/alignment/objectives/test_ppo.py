@@ -169,6 +169,10 @@ def test_a_rollout_without_a_reward_teaches_neither_policy_nor_values():
     rewards[0, 1] = torch.nan
     _, found = gradients(Ppo(PpoConfig()), replace(example, rewards_BG=rewards))
     assert not found["policy_BGL"][0, 1].any() and not found["values_BGL"][0, 1].any()
+    lengths = example.lengths_BG.clone()
+    lengths[0, 1] = 0
+    _, without = gradients(Ppo(PpoConfig()), replace(example, lengths_BG=lengths))
+    assert torch.equal(found["policy_BGL"], without["policy_BGL"])  # nor whitens the others
     rewards[0, 1] = 100.0
     _, other = gradients(Ppo(PpoConfig()), replace(example, rewards_BG=rewards))
     assert other["policy_BGL"][0, 1].any()

@@ -225,9 +225,20 @@ def test_shares_of_common_prefixes_and_preferred_similar_negatives_are_reported(
     objective = RadDpo(RadDpoConfig(window=3)).eval()
     objective.quartiles.copy_(torch.tensor([0.1, 0.2, 0.3]))
     objective.num_seen.fill_(3)
-    codes = torch.tensor([[[-1.0]]]), torch.tensor([[[-0.5], [-2.0], [-0.1]]])
-    _, parts = objective(preferences_of(*codes, **states_with([0.9, 0.8, 0.0])))
-    assert parts["similar_preferred"].item() == pytest.approx(1 / 2)
+    codes = torch.tensor([[[-1.0]]]), torch.tensor([[[-0.5], [-2.0], [-3.0], [-0.1]]])
+    _, parts = objective(preferences_of(*codes, **states_with([0.9, 0.8, 0.7, 0.0])))
+    assert parts["similar_preferred"].item() == pytest.approx(1 / 3)
+
+
+def test_no_gradient_goes_through_similarities_and_weights():
+    objective = RadDpo(RadDpoConfig(window=3)).eval()
+    objective.quartiles.copy_(torch.tensor([-0.9, 0.0, 0.9]))
+    objective.num_seen.fill_(3)
+    example = tiny_preferences(contexts=1)
+    states = example.negative_states_BMD.requires_grad_()
+    loss, parts = objective(example)
+    loss.backward()
+    assert 0.5 < parts["weight_mean"] < 1 and states.grad is None
 
 
 def test_gradients_agree_with_finite_differences():

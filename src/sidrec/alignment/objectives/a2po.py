@@ -104,8 +104,7 @@ class A2po:
             num_B1 = judged_BG.sum(1, keepdim=True)
             means_B1 = semantic_BG.sum(1, keepdim=True) / num_B1.clamp_min(1)
             summed_BG = rewards_BG + torch.where(judged_BG, semantic_BG, means_B1)
-            summed_BG = standardised(summed_BG, scored_BG, std=self.config.std)
-            fused_BG = torch.where(num_B1 > 0, summed_BG, business_BG)
+            fused_BG = standardised(summed_BG, scored_BG, std=self.config.std)
         else:
             fused_BG = business_BG
         return fused_BG, _judge_parts(log_probs, judged_BG, business_BG, found_BG, gates_BG)

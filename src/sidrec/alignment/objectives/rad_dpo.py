@@ -212,10 +212,8 @@ def list_nats(
     """(B,) nats of the list of a context from its weighted margins; 0 without negatives."""
     if form == "sdpo":
         return softmax_nats(weighted_BM, real_BM, beta)
-    some_B = real_BM.any(1)
-    spread_B = log_sum_exp_of_real(weighted_BM, real_BM)
-    spread_B = torch.where(some_B, spread_B, torch.zeros_like(spread_B))
-    return torch.where(some_B, -F.logsigmoid(beta * spread_B), torch.zeros_like(spread_B))  # eq. 8
+    nats_B = -F.logsigmoid(beta * log_sum_exp_of_real(weighted_BM, real_BM))  # eq. 8
+    return torch.where(real_BM.any(1), nats_B, torch.zeros_like(nats_B))
 
 
 def _share(values_BM: Tensor, real_BM: Tensor) -> Tensor:
