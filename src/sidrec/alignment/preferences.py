@@ -6,9 +6,13 @@ list that a popularity-driven logging policy would have shown around each taken 
 
     weight of item i = (1 + training count)^popularity_pull · e^(similarity_pull · cos(i, last))
 
+A policy that follows popularity less than users do leaves a trace: with a pull of 0.4 (the shop's
+own) the count alone tells what was taken on Beauty (AUC .68), with 1 hardly (.56; likeness .61).
+
 Source:   the logging policy of `sidrec.data.shop` (docs/shop.md), with cosines of item vectors in
           place of its tree.
-Cost:     O(E T) for histories; `exposed` O(R N) time in blocks of BLOCK_CELLS cells.
+Cost:     O(E T) for histories; `exposed` O(R N) time in blocks of BLOCK_CELLS cells,
+          a minute for 80,000 contexts of 12,101 items on one core.
 Shapes:   R contexts, E events, T history length, N items, K places of a list, C candidates of all
           impressions, B contexts of a block.
 """
@@ -60,7 +64,7 @@ def exposed(
     vectors: ItemVectors,
     *,
     list_length: int = 10,
-    popularity_pull: float = 0.4,
+    popularity_pull: float = 1.0,
     similarity_pull: float = 4.0,
     exploration: float = 0.2,
     max_contexts: int | None = None,

@@ -67,7 +67,7 @@ def test_it_knows_the_true_click_probabilities_better_than_popularity(
 
 def test_items_against_drawn_ones_are_learnt_where_nothing_was_shown(shop_world):
     context = replace(shop_world.context, preferences=None)
-    found = Ranker.build(context, RankerConfig(epochs=8))
+    found = Ranker.build(context, RankerConfig(epochs=7, max_length=8))
     assert found.report.learnt_from == "drawn"
     assert found.report.auc_in_context > 0.65  # chance: 0.5
     assert found.report.taken_share == pytest.approx(1 / 5, abs=0.02)
