@@ -8,8 +8,10 @@ final one is what training ended with. Test questions decide nothing.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from sidrec.aligning import Aligned, Alignment, run_alignment
 from sidrec.alignment.values import Preferences
 from sidrec.cli import output
 from sidrec.decoding.beam import unconstrained_search
+from sidrec.errors import DataError
 from sidrec.evaluation import rank_all
 from sidrec.evaluation.metrics import mrr, ndcg, recall
 from sidrec.evaluation.significance import Values, bootstrap, paired
@@ -141,6 +144,14 @@ class Bench:
                             **as_figure(found), "p": round(p, 5), "unit": "difference",
                         }  # fmt: skip
         return figures
+
+
+def real_data(name: str) -> Path:
+    """The folder of a real data set, under SIDREC_DATA."""
+    root = os.environ.get("SIDREC_DATA")
+    if not root:
+        raise DataError(f"{name} is read from SIDREC_DATA, which is not set; name the folder there")
+    return Path(root) / name
 
 
 def invalid_shares(asked: Recommender, examples: Examples, *, k: int = 10) -> Values:
