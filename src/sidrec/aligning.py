@@ -331,8 +331,9 @@ class Alignment:
 
     def _aligner(self) -> Aligner:
         settings = self.settings
-        objective = methods.resolve("objectives", settings.objective.name)(
-            settings.objective.config
+        chosen = settings.objective
+        objective = methods.resolve("objectives", chosen.name)(
+            config.with_seed(chosen.config, settings.seed)
         )
         self.rewards: Mixture | None = None
         self.judge: Any = None
@@ -344,7 +345,7 @@ class Alignment:
 
     def aligner_of(self, policy: nn.Module, objective: Objective) -> Aligner:
         """A policy under an objective, with the rewards and settings of this alignment."""
-        index = self.parent.index
+        index, chosen = self.parent.index, self.settings.judge
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             return Aligner(
@@ -356,6 +357,7 @@ class Alignment:
                 rollouts=self.settings.rollouts,
                 rewards=self.rewards,
                 judge=self.judge,
+                judge_weight=1.0 if chosen is None else chosen.config.weight,
                 renormalise=bool(self.renormalise),
             )
 

@@ -54,6 +54,8 @@ def training_of(name: str) -> TrainConfig | None:
     return None
 
 
+SMALL_CATALOGUE, SMALL_DIM = 8000, 64
+"""Below so many items, text vectors have so many dimensions unless the config says otherwise."""
 EMBEDDING = Stage("embeddings")
 TOKENIZER = Stage("tokenizers")
 COLLISIONS = Stage("collisions")
@@ -229,8 +231,10 @@ def load_config(path: str | Path) -> RunConfig:
 def default_config(dataset: Dataset) -> RunConfig:
     """The default recipe, fitted to what the catalogue has.
 
-    Codebooks are no larger than a small catalogue can fill and no smaller than it needs. Where
-    most items have no text of their own, vectors come from who buys what together.
+    Codebooks are no larger than a small catalogue can fill and no smaller than it needs. Texts of a
+    small catalogue get fewer dimensions: in many, the residuals of its few items are so far apart
+    that one centroid takes most of them. Where most items have no text of their own, vectors come
+    from who buys what together.
     """
     settings, num_items = RunConfig(name=dataset.name), len(dataset.items)
     size = min(256, 2 ** int(np.log2(max(num_items / 4, 1))))
@@ -238,6 +242,8 @@ def default_config(dataset: Dataset) -> RunConfig:
     if size < 256:
         tokenizer = config.method(TOKENIZER, settings.tokenizer.name, num_codes=size)
         settings = replace(settings, tokenizer=tokenizer)
+    if num_items < SMALL_CATALOGUE:
+        settings = replace(settings, embedding=config.method(EMBEDDING, "lsa", dim=SMALL_DIM))
     if 2 * len(set(dataset.items.texts()) - {""}) < num_items:
         settings = replace(settings, embedding=config.method(EMBEDDING, "collaborative"))
     return settings

@@ -97,6 +97,7 @@ class Aligner(nn.Module):
         rollouts: RolloutConfig,
         rewards: Mixture | None = None,
         judge: Reward | None = None,
+        judge_weight: float = 1.0,
         renormalise: bool = True,
     ) -> None:
         super().__init__()
@@ -109,7 +110,8 @@ class Aligner(nn.Module):
             )
         self.policy, self.index, self.settings = policy, index, config
         self.config = config  # what a resumed run is compared by
-        self.rollouts, self.rewards, self.judge = rollouts, rewards, judge
+        self.rollouts, self.rewards = rollouts, rewards
+        self.judge, self.judge_weight = judge, judge_weight
         self.renormalise = renormalise
         self.objective = objective
         self.max_length = int(policy.max_length)  # type: ignore[arg-type]
@@ -205,7 +207,8 @@ class Aligner(nn.Module):
             with torch.no_grad():
                 reference_BK = self.packed(self.reference, batch, codes_BKL).token_BKL.sum(-1)
             moved = packed.token_BKL.detach().sum(-1) - reference_BK
-            kl = moved[:, :num_positives][lengths_BK[:, :num_positives] > 0].mean()
+            real_BP = lengths_BK[:, :num_positives] > 0
+            kl = (moved[:, :num_positives] * real_BP).sum() / real_BP.sum().clamp_min(1)
         shared_BMP = shared_codes(negative_BML, positive_BPL)
         states = packed.states_BKLD
         log_probs = PreferenceLogProbs(
@@ -258,7 +261,7 @@ class Aligner(nn.Module):
                 reference_BGL = self.packed(self.reference, batch, rollouts.codes_BGL).token_BKL
             moved = reference_BGL - policy_BGL.detach()
             kl_BGL = torch.expm1(moved) - moved  # k3, see GRPO
-            parts["kl"] = kl_BGL.sum(-1)[rollouts.real_BG].mean()
+            parts["kl"] = kl_BGL.sum() / rollouts.real_BG.sum().clamp_min(1)
         if self.value_head is not None:
             assert packed.states_BKLD is not None
             states_BGLD = packed.states_BKLD[:, :size, :-1].detach().float()
@@ -282,9 +285,9 @@ class Aligner(nn.Module):
             values_BGL=values_BGL,
             sampled_values_BGL=None if values_BGL is None else values_BGL.detach(),
         )
-        real_BG = rollouts.real_BG
+        num_real = rollouts.real_BG.sum().clamp_min(1)
         parts["hit_share"] = rollouts.hits_BG.any(-1).float().mean()
-        parts["invalid_share"] = 1.0 - rollouts.valid_BG[real_BG].float().mean()
+        parts["invalid_share"] = (rollouts.real_BG & ~rollouts.valid_BG).sum() / num_real
         return log_probs, parts
 
     def rolled_out(self, batch: ContextBatch, config: RolloutConfig) -> Rollouts:
@@ -330,7 +333,7 @@ class Aligner(nn.Module):
         judged_BG = torch.zeros_like(rollouts.real_BG)
         rows = asked_B.nonzero()[:, 0]
         if len(rows):
-            answers = self.judge(rollouts.take(rows))
+            answers = self.judge_weight * self.judge(rollouts.take(rows))
             told = answers.isfinite() & rollouts.real_BG[rows]
             semantic_BG[rows] = torch.where(told, answers, 0.0)
             judged_BG[rows] = told

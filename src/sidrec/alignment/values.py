@@ -142,14 +142,14 @@ class Rollouts:
 
     def of_targets(self) -> Rollouts:
         """The truth itself as the only rollout of each context, so that rewards can score it."""
-        lengths_B1 = (self.target_codes_BL >= 0).sum(-1, keepdim=True)
+        num_levels = self.codes_BGL.shape[-1]
+        num_codes_B1 = (self.target_codes_BL >= 0).sum(-1, keepdim=True)
+        lengths_B1 = (num_codes_B1 + 1).clamp(max=num_levels)  # the end of a shorter ID counts
         return replace(
             self,
             codes_BGL=self.target_codes_BL[:, None],
             rows_BG=self.targets_B[:, None],
-            log_probs_BGL=self.log_probs_BGL.new_zeros(len(self.targets_B), 1, 1).expand(
-                -1, -1, self.codes_BGL.shape[-1]
-            ),
+            log_probs_BGL=self.log_probs_BGL.new_zeros(len(self.targets_B), 1, num_levels),
             lengths_BG=lengths_B1,
         )
 

@@ -463,12 +463,11 @@ class Causal(nn.Module):
             parents_L.append(parents_BK)
             parents_BK = self.tree.child(level, parents_BK, symbols_BKL[..., level])
         states_BD = self.history_states(batch)
-        states_BKD = states_BD[:, None].expand(-1, symbols_BKL.shape[1], -1)
         table_ND = self.item_table()
         nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
         seen = seen_of(states_BD, distinct(batch.last(self.max_length)), table_ND)
-        logits_L = self.path_logits(states_BKD, symbols_BKL, parents_L, nodes_L, seen)
-        passed = [states_BKD]
+        logits_L = self.path_logits(states_BD[:, None], symbols_BKL, parents_L, nodes_L, seen)
+        passed = [states_BD[:, None].expand(-1, symbols_BKL.shape[1], -1)]
         for level, table in enumerate(self.codes):
             scale = self.config.width**0.5
             passed.append(passed[-1] + scale * F.embedding(symbols_BKL[..., level], table))

@@ -52,7 +52,7 @@ class JudgeConfig:
     """Settings of `Judge`."""
 
     weight: float = 1.0
-    """Factor of the score."""
+    """Factor of the score in a sum with other rewards."""
     backend: Literal["embedded", "endpoint", "local", "similarity"] = "embedded"
     """Who judges: a small model trained here, a server, a local language model, or word overlap
     (for tests)."""
@@ -178,8 +178,7 @@ class Judge:
         silent_B = asked_B & np.isnan(scores_BG).all(axis=1)  # the whole group stays unjudged
         empty_BG = real_BG & (rows_BG < 0) & ~silent_B[:, None]
         scores_BG = np.where(empty_BG, (weights_BA @ lowest_A)[:, None], scores_BG)
-        scores_BG = (self.config.weight * scores_BG).astype(np.float32)
-        return torch.from_numpy(scores_BG).to(rollouts.rows_BG.device)
+        return torch.from_numpy(scores_BG.astype(np.float32)).to(rollouts.rows_BG.device)
 
     def evidence(
         self,
