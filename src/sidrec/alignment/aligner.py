@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.alignment.contexts import ContextBatch
+from sidrec.alignment.judge.choosing import chosen_groups
 from sidrec.alignment.log_probs import id_lengths, packed_log_probs
 from sidrec.alignment.rewards.mixture import Mixture
 from sidrec.alignment.rollouts import RolloutConfig, roll_out
@@ -47,7 +48,7 @@ class StepConfig:
     judged_share: float = 0.05
     """Share of groups that the semantic judge is asked about."""
     judged_choice: Literal["uniform", "hard"] = "uniform"
-    """Which: any, or only those whose other reward is not constant."""
+    """Which: any, or those first whose other reward is not constant."""
     sync_steps: int = 1
     """Steps between snapshots of the policy that rollouts come from; 1: the policy itself."""
     dropout: bool = True
@@ -325,10 +326,13 @@ class Aligner(nn.Module):
         """(B, G) rewards of the semantic judge, 0 where it was not asked or did not answer."""
         if self.judge is None:
             return None, None
-        asked_B = torch.rand(len(rewards_BG)) < self.settings.judged_share
-        asked_B = asked_B.to(rewards_BG.device)
-        if self.settings.judged_choice == "hard":
-            asked_B &= rewards_BG.nan_to_num().std(dim=1) > 0
+        asked_B = chosen_groups(
+            rewards_BG,
+            rollouts.real_BG,
+            generator=torch.default_generator,
+            share=self.settings.judged_share,
+            rule=self.settings.judged_choice,
+        )
         semantic_BG = torch.zeros_like(rewards_BG)
         judged_BG = torch.zeros_like(rollouts.real_BG)
         rows = asked_B.nonzero()[:, 0]

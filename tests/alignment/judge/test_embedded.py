@@ -9,6 +9,7 @@ from sidrec.alignment.judge.aspects import Evidence
 from sidrec.alignment.judge.embedded import EmbeddedConfig
 from sidrec.alignment.judge.judge import Judge, JudgeConfig
 from sidrec.alignment.judge.statistics import NUM_FOLDS, PairCounts, Statistics, kinds_of
+from sidrec.alignment.rewards.mixture import Mixture
 from sidrec.alignment.values import AlignmentContext
 from sidrec.data import split
 from sidrec.data.shop import ShopConfig, simulate
@@ -173,9 +174,11 @@ def test_budget_is_kept_and_the_rest_is_counted(context, rollouts):
     assert judge(rollouts).isnan().all() and judge.counts()["calls"] == 2
 
 
-def test_weight_scales_the_reward(context, rollouts, judge):
+def test_the_weight_is_left_to_the_sum_it_joins(context, rollouts, judge):
     double = Judge.build(context, JudgeConfig(weight=2.0))
-    torch.testing.assert_close(2 * judge(rollouts), double(rollouts), equal_nan=True)
+    torch.testing.assert_close(judge(rollouts), double(rollouts), equal_nan=True)
+    total, _ = Mixture((("judge", double, double.config.weight),))(rollouts)
+    torch.testing.assert_close(total, 2 * judge(rollouts), equal_nan=True)
 
 
 def test_similarity_judges_by_words_alone(context, rollouts):
