@@ -15,6 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align_tables import (
+    FUSION_ROWS,
+    PREFERENCE_ROWS,
+    SHOP_ROWS,
+    alignment_table,
+    cells_table,
+    judge_table,
+)
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
 from figures import read_figures
 from generator_tables import generator_table, s2gr_table
@@ -227,6 +235,23 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "stability": lambda figures: stability_table(figures, "amazon_beauty"),
     "joint": lambda figures: joint_table(figures, "amazon_beauty"),
     "generators_beauty": lambda figures: generator_table(figures, "amazon_beauty"),
+    "align_shop": lambda figures: alignment_table(
+        figures, "shop", SHOP_ROWS, ("recall@10", "true_reward", "invalid_share"), "sft"
+    ),
+    "align_cells": cells_table,
+    "align_industrial": lambda figures: alignment_table(
+        figures, "amazon_industrial", FUSION_ROWS, ("recall@10", "ndcg@10"), "grpo_business"
+    ),
+    "align_office": lambda figures: alignment_table(
+        figures, "amazon_office", FUSION_ROWS, ("recall@10", "ndcg@10"), "grpo_business"
+    ),
+    "align_mind": lambda figures: alignment_table(
+        figures, "mind", PREFERENCE_ROWS, ("recall@10", "mrr", "invalid_share"), "sft"
+    ),
+    "align_beauty_logged": lambda figures: alignment_table(
+        figures, "beauty_logged", PREFERENCE_ROWS, ("recall@10", "mrr", "invalid_share"), "sft"
+    ),
+    "judge": judge_table,
     "generators_sports": lambda figures: generator_table(figures, "amazon_sports"),
     "s2gr": lambda figures: s2gr_table(figures, "amazon_beauty"),
     "scaling_beauty": lambda figures: scaling_table(figures, "amazon_beauty"),
