@@ -1,0 +1,141 @@
+"""What a step of alignment costs: packing against separate passes, objectives, and the reference.
+
+    python benchmarks/align_cost.py
+
+On an untrained default generator over the catalogue of Beauty (costs do not depend on weights).
+`align.packing.speedup`: forward and backward of 17 IDs a context one by one, over all in one pass;
+medians of interleaved rounds. `align.<objective>.contexts_per_second`: whole steps of 64 contexts.
+`align.memory.<what>`: bytes of parameters held, with optimiser, and what a reference adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from figures import write
+
+from sidrec import config, methods
+from sidrec.align_config import OBJECTIVE, REWARD
+from sidrec.alignment.aligner import Aligner, StepConfig
+from sidrec.alignment.contexts import ContextBatches
+from sidrec.alignment.log_probs import packed_log_probs
+from sidrec.alignment.preferences import exposed
+from sidrec.alignment.rewards.mixture import Mixture
+from sidrec.alignment.rollouts import RolloutConfig
+from sidrec.alignment.values import AlignmentContext
+from sidrec.data import load_named
+from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.pipeline import Stages
+from sidrec.recipe import DataConfig, RunConfig
+
+CANDIDATES, CONTEXTS = 17, 64
+OBJECTIVES = ("sft", "dpo", "s_dpo", "simpo", "rad_dpo", "grpo", "adagrpo", "a2po", "ppo")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="amazon_beauty")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    settings = RunConfig(name="cost", data=DataConfig(name=arguments.data))
+    stages = Stages(load_named(arguments.data), settings, None, lambda event: None)
+    model = methods.resolve("generators", "causal").build(stages.context, config.with_seed(
+        settings.generator.config, 0))  # fmt: skip
+    index = PrefixIndex.build(stages.ids)
+    preferences = exposed(stages.split.train, stages.vectors, max_contexts=1024)
+    batches = ContextBatches(preferences, model.max_length, CONTEXTS)
+    context = AlignmentContext(
+        stages.dataset.items, stages.vectors, stages.ids, stages.split.train, preferences
+    )
+    rewards = Mixture.build(
+        context, {name: config.method(REWARD, name).config for name in ("prefix", "rank_aware")}
+    )
+    figures = {"align.packing.speedup": packing(model, index, batches, arguments.rounds)}
+    for name in OBJECTIVES:
+        objective = methods.resolve("objectives", name)(config.method(OBJECTIVE, name).config)
+        step = StepConfig(track_kl=False)
+        aligner = Aligner(
+            copy.deepcopy(model), objective, index=index,
+            counts_N=torch.from_numpy(stages.split.train_counts_N), config=step,
+            rollouts=RolloutConfig(), rewards=rewards,
+        )  # fmt: skip
+        seconds = statistics.median(steps(aligner, batches, arguments.rounds))
+        figures[f"align.{name}.contexts_per_second"] = {
+            "value": round(CONTEXTS / seconds, 1), "unit": "contexts/s", "n": arguments.rounds,
+        }  # fmt: skip
+        print(name, figures[f"align.{name}.contexts_per_second"]["value"], flush=True)
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    figures |= {
+        "align.memory.without_reference": {"value": round(4 * held / 2**20, 1), "unit": "MiB"},
+        "align.memory.with_reference": {"value": round(5 * held / 2**20, 1), "unit": "MiB"},
+    }
+    path = write(
+        "align_cost", figures, seeds=[0], command=" ".join(["python", *sys.argv]), folder="speed",
+        notes="memory: parameters, gradients and two moments, and the reference's parameters",
+    )  # fmt: skip
+    print(f"wrote {path.name}")
+
+
+def packing(model: torch.nn.Module, index: PrefixIndex, batches: ContextBatches, rounds: int):
+    """Seconds of separate passes over those of a packed one, rounds interleaved."""
+    batch = batches.build(np.arange(CONTEXTS)).histories
+    rows_BK = torch.randint(index.num_rows, (CONTEXTS, CANDIDATES))
+    codes_BKL = index.codes(rows_BK)
+
+    def packed() -> None:
+        learn(lambda: packed_log_probs(model, batch, codes_BKL, index, renormalise=True)[0].sum())
+
+    def separate() -> None:
+        learn(
+            lambda: sum(
+                packed_log_probs(
+                    model, batch, codes_BKL[:, k : k + 1], index, renormalise=True
+                )[0].sum()
+                for k in range(CANDIDATES)
+            )
+        )  # fmt: skip
+
+    def learn(total: Callable[[], object]) -> None:
+        model.zero_grad()
+        total().backward()  # type: ignore[attr-defined]
+
+    ratios = []
+    for one in range(rounds + 1):
+        times = []
+        for run in (packed, separate):
+            began = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - began)
+        if one:
+            ratios.append(times[1] / times[0])
+    print("packing", [round(r, 2) for r in ratios], flush=True)
+    return {
+        "value": round(statistics.median(ratios), 2), "low": round(min(ratios), 2),
+        "high": round(max(ratios), 2), "unit": "x", "n": rounds,
+    }  # fmt: skip
+
+
+def steps(aligner: Aligner, batches: ContextBatches, rounds: int) -> list[float]:
+    """Seconds of whole steps: rollouts, rewards, loss, backward, optimiser."""
+    optimiser = torch.optim.AdamW(aligner.parameters(), lr=1e-6, fused=True)
+    aligner.train()
+    random, seconds = torch.Generator().manual_seed(0), []
+    for windows in batches.epoch(0, 0)[: rounds + 1]:
+        began = time.perf_counter()
+        batch = aligner.augment(batches.build(windows), random)
+        optimiser.zero_grad()
+        aligner.loss(batch)[0].backward()
+        optimiser.step()
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+if __name__ == "__main__":
+    main()
