@@ -59,6 +59,9 @@ METHODS: dict[str, dict[str, str]] = {
         "lite": "sidrec.scorers.lite:Lite",
         "content_knn": "sidrec.scorers.content_knn:ContentKnn",
     },
+    "searchers": {
+        "bm25": "sidrec.retrieval.search.bm25:Bm25",
+    },
     "retrievers": {
         "mixture": "sidrec.retrieval.mixture:Mixture",
         "feedback": "sidrec.retrieval.feedback:Feedback",

@@ -1,0 +1,1 @@
+"""Queries to items: one searcher a file, and their fusion."""
