@@ -61,8 +61,6 @@ def main() -> None:
         if not arguments.rows or name in arguments.rows:
             bench.row(name, objective, **options)
     figures = bench.figures(baseline="sft", plain="best")
-    if arguments.cells:
-        figures |= cells(bench)
     what = "align_shop" + (f"_noise{arguments.noise}" if arguments.noise else "")
     curves = {name: told.curve for name, told in bench.told.items()}
     path = write(
@@ -73,6 +71,14 @@ def main() -> None:
         notes=json.dumps({"curves": curves}),
     )
     print(f"wrote {path.name}")
+    if arguments.cells:
+        path = write(
+            "align_shop_cells",
+            cells(bench),
+            seeds=[arguments.seed],
+            command=" ".join(["python", *sys.argv]),
+        )
+        print(f"wrote {path.name}")
 
 
 def prepared(arguments: argparse.Namespace) -> Bench:

@@ -90,8 +90,8 @@ def test_an_interrupted_alignment_resumes_to_the_bit(tiny, tmp_path, monkeypatch
         stopped = []
 
         def stop(policy, entry, stopped=stopped):
-            if entry["step"] and not stopped:
-                stopped.append(True)
+            stopped.append(entry)
+            if len(stopped) == 2:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -103,6 +103,7 @@ def test_an_interrupted_alignment_resumes_to_the_bit(tiny, tmp_path, monkeypatch
             tiny.run.recommender, often, run_dir=tmp_path / name, evaluate=False
         )
         assert same(weights(whole.recommender), weights(resumed.recommender)), name
+        assert whole.curve == resumed.curve
 
 
 def test_the_guard_stops_a_run_that_hurts_and_gives_the_start_back(tiny):
@@ -241,3 +242,8 @@ def test_an_alignment_that_broke_says_so(tiny):
     broken = settings_of("grpo", train={"learning_rate": 1e30, "warmup_steps": 0})
     with pytest.raises(ServiceError, match="loss"):
         run_alignment(tiny.run.recommender, replace(broken, guard=False), evaluate=False)
+
+
+def test_a_section_of_a_recipe_changes_the_default_of_its_field_not_that_of_its_class():
+    settings = config.parse(AlignConfig, {"train": {"epochs": 7}})
+    assert settings.train == replace(SHORT, epochs=7)

@@ -165,13 +165,17 @@ def run_alignment(
         path = folder / "bundle"
         aligned.save(path)
         artifact.write_text(folder / "align.toml", config.to_toml(settings))
+    because = result.stopped_because
     return Aligned(
         recommender=aligned,
         parent=recommender,
         training=result,
         validation=guard.difference(work.policy),
-        curve=guard.curve,
-        stopped_by_guard=guard.said,
+        curve=[
+            {"epoch": epoch, **note}
+            for (epoch, _), note in zip(result.metrics, result.notes, strict=True)
+        ],
+        stopped_by_guard=because if because.startswith("guard") else "",
         reports=reports,
         bundle=path,
         seconds=time.perf_counter() - started,
@@ -399,9 +403,6 @@ class Alignment:
             ),
         )
         self.policy.eval()
-        seen = result.metrics[len(result.metrics) - len(guard.curve) :]
-        for entry, (epoch, _) in zip(guard.curve, seen, strict=True):
-            entry["epoch"] = epoch
         difference = guard.difference(self.policy)
         self.on_event(
             {

@@ -85,7 +85,13 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str = "", base: T |
     for key in values:
         if key not in known:
             raise ConfigError(_unknown(_dot(where, key), key, list(known)))
-    given = {key: _convert(hints[key], value, _dot(where, key)) for key, value in values.items()}
+    given = {}
+    for key, value in values.items():
+        default = known[key].default  # a section changes its default, not that of its class
+        if is_dataclass(default) and isinstance(value, Mapping) and type(default) is hints[key]:
+            given[key] = parse(type(default), value, where=_dot(where, key), base=default)
+        else:
+            given[key] = _convert(hints[key], value, _dot(where, key))
     missing = [
         name
         for name, f in known.items()

@@ -39,8 +39,6 @@ class Guard:
     ) -> None:
         self.parent, self.examples, self.on_validation = parent, examples, on_validation
         self.start_Q = self.ndcg(parent.generator.value)
-        self.curve: list[dict[str, float]] = []
-        self.said = ""
         self.last = Figure(value=0.0, low=0.0, high=0.0, n=len(self.examples))
 
     def ranked(self, policy: Any) -> Rankings:
@@ -65,24 +63,22 @@ class Guard:
         """NDCG@10 now minus at the start, paired over users."""
         return paired(self.ndcg(policy), self.start_Q)[0]
 
-    def validate(self, aligner: nn.Module) -> float:
-        """Mean NDCG@10; remembered for `verdict`."""
+    def validate(self, aligner: nn.Module) -> tuple[float, dict[str, float]]:
+        """Mean NDCG@10, and what was seen; remembered for `verdict`."""
         policy = aligner.policy
         assert isinstance(policy, nn.Module)
         now_Q = self.ndcg(policy)
         self.last, _ = paired(now_Q, self.start_Q)
         entry = {
-            "step": float(len(self.curve)),
             "ndcg@10": float(now_Q.mean()),
             "difference": self.last.value,
             "low": float(self.last.low or 0.0),
             "high": float(self.last.high or 0.0),
             "invalid_share": self.invalid_share(policy),
         }
-        self.curve.append(entry)
         if self.on_validation is not None:
             self.on_validation(policy, entry)
-        return float(now_Q.mean())
+        return float(now_Q.mean()), entry
 
     def invalid_share(self, policy: Any, *, users: int = 256, k: int = 10) -> float:
         """Share of the first ten IDs of a free beam that no item holds, over some users."""
@@ -97,9 +93,8 @@ class Guard:
     def verdict(self) -> str:
         """Why to stop; empty while there is no reason."""
         if self.last.high is not None and self.last.high < 0:
-            self.said = (
+            return (
                 f"guard: validation ndcg@10 {self.last.value:+.4f} "
                 f"[{self.last.low:+.4f}, {self.last.high:+.4f}] against the start"
             )
-            return self.said
         return ""

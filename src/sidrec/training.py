@@ -40,6 +40,10 @@ from sidrec.types import Histories, Ints
 __all__ = ["TrainConfig", "TrainEvent", "TrainResult", "choose_device", "train"]
 
 
+Validate = Callable[[nn.Module], float | tuple[float, dict[str, float]]]
+"""A metric of the model, higher is better, and what else to keep in the result."""
+
+
 @dataclass(frozen=True)
 class TrainEvent:
     """What a progress bar may want to know; sent after steps and after validations."""
@@ -77,6 +81,8 @@ class TrainResult:
     """Mean loss of each whole epoch."""
     metrics: list[tuple[float, float]] = field(default_factory=list)
     """(epoch, metric) of each validation."""
+    notes: list[dict[str, float]] = field(default_factory=list)
+    """What each validation told beside its metric."""
     stopped_because: str = ""
     """epochs, max_seconds, patience, or what the guard said."""
 
@@ -99,7 +105,7 @@ def train(
     train: Histories | Batches,
     config: TrainConfig,
     *,
-    validate: Callable[[nn.Module], float] | None,
+    validate: Validate | None,
     validate_first: bool = False,
     guard: Callable[[], str] | None = None,
     run_dir: Path | None = None,
@@ -111,12 +117,11 @@ def train(
     The model offers `loss(batch) -> (mean nats a target, parts)` and `max_length`, and may offer
     `no_weight_decay(parameter_name) -> bool`, `augment(batch, generator) -> batch` and
     `check_batches(num_positions)`, which raises ConfigError where full batches are too small.
-    `validate(model)` runs in eval mode without gradients; higher is better. Without it the last
-    weights stay. With `validate_first` the weights at the start are validated too, and stay where
-    nothing better comes. After each validation `guard()` may say in a few words why to stop.
-    `train` may bring batches of its own. A `run_dir` that holds an unfinished run of the same
-    settings and data is resumed; one that holds a finished run gives its weights and result back
-    at once.
+    `validate(model)` runs in eval mode without gradients. Without it the last weights stay. With
+    `validate_first` the weights at the start are validated too, and stay where nothing better
+    comes. After each validation `guard()` may say in a few words why to stop. `train` may bring
+    batches of its own. A `run_dir` that holds an unfinished run of the same settings and data is
+    resumed; one that holds a finished run gives its weights and result back at once.
 
     Raises ConfigError when `run_dir` holds another run, ServiceError when the loss is not finite,
     and, after saving, when SIGTERM or SIGINT arrives.
@@ -145,7 +150,7 @@ class _Run:
         model: nn.Module,
         train: Histories | Batches,
         config: TrainConfig,
-        validate: Callable[[nn.Module], float] | None,
+        validate: Validate | None,
         run_dir: Path | None,
         on_event: Callable[[TrainEvent], None] | None,
         team: Team,
@@ -308,7 +313,7 @@ class _Run:
 
     # Validation
 
-    def run_validation(self, validate: Callable[[nn.Module], float]) -> None:
+    def run_validation(self, validate: Validate) -> None:
         self.settle()
         plain: dict[str, Tensor] = {}
         if self.average:
@@ -318,7 +323,10 @@ class _Run:
         if self.team.rank == 0:
             self.model.eval()
             with torch.no_grad():
-                metric += float(validate(self.model))
+                found = validate(self.model)
+                found, note = found if isinstance(found, tuple) else (found, {})
+                metric += float(found)
+                self.progress.notes.append(note)
         self.team.broadcast([metric])
         progress, value = self.progress, float(metric)
         progress.metrics.append((progress.epochs_run, value))

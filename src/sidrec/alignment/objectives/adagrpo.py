@@ -127,6 +127,22 @@ class AdaGrpo(nn.Module):
         loss = mixed(log_probs.target_nats_B, group_B, 1.0, weight)
         return loss, parts | gate_parts | group_parts(log_probs, advantages_BG, scored_BG)
 
+    @torch.no_grad()
+    def diagnosed(self, log_probs: GroupLogProbs) -> tuple[Tensor, Tensor]:
+        """(B,) whether each context is difficult, and whether it is discriminable; nothing moves.
+
+        DataError without the reward of the truth; ConfigError for a quantile that is not known yet.
+        """
+        if self.needs_warmup and self.num_seen < len(self.warmup_W):
+            raise ConfigError(
+                f"adagrpo.difficulty = {self.config.difficulty!r} is known after "
+                f"{len(self.warmup_W)} contexts of training; take 'rank' or 'absent' to diagnose"
+            )
+        if log_probs.target_rewards_B is None:
+            raise DataError("a diagnosis needs the reward of the truth, got none")
+        scored_BG = scored(log_probs.rewards_BG, log_probs.real_BG)
+        return self._difficult(log_probs), self._discriminable(log_probs, scored_BG)
+
     def _admitted(
         self, log_probs: GroupLogProbs, scored_BG: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
