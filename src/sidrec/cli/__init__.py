@@ -27,6 +27,7 @@ from sidrec.cli import (
     migrate,
     output,
     recommend,
+    serve,
 )
 from sidrec.errors import ServiceError, SidrecError
 
@@ -49,6 +50,9 @@ app.command("admission")(admission.command)
 app.command("evaluate")(evaluate.command)
 app.command("recommend")(recommend.command)
 app.command("inspect")(inspect.command)
+app.command("serve")(serve.command)
+app.command("key")(serve.key)
+app.command("export-events")(serve.export_events)
 app.command("migrate")(migrate.command)
 app.command("doctor")(doctor.command)
 app.add_typer(config_app, name="config")

@@ -1,0 +1,1 @@
+"""A bundle behind HTTP: answers, durable events, live items, hot swap. Extra `serve`."""

@@ -1,0 +1,281 @@
+"""From a request's fields to a query of the recommender, and from what it found to an answer.
+
+Shapes:   N items, T history length, K returned items, P pool, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from sidrec.recommender import POPULAR
+from sidrec.serving.engine import Found, Query, Rule
+from sidrec.serving.problems import Problem
+from sidrec.serving.rerank import boosted, diversified, pool_of
+from sidrec.serving.schemas import RankRequest, RecommendRequest, SimilarRequest
+from sidrec.serving.snapshot import Snapshot
+from sidrec.types import Bools, Floats, Ints
+
+NOTHING = np.zeros(0, dtype=np.int64)
+
+
+# What is asked ------------------------------------------------------------------------------------
+
+
+def recommend_query(
+    snapshot: Snapshot, request: RecommendRequest, history: Sequence[str], system: str | None
+) -> Query:
+    """What a recommend request asks. Problem names a field that does not exist."""
+    snapshot.require_fields(request.include_fields)
+    for boost in request.boost:
+        snapshot.mask(boost.filter)
+    rows_T, skipped = snapshot.rows_known(history)
+    keep_N, key, rules = kept(snapshot, request.filter)
+    parts = []
+    if request.exclude_viewed and len(rows_T):
+        parts.append(np.unique(rows_T))
+        rules.append(_excluded(snapshot, "exclude_viewed", parts[-1]))
+    if request.exclude_items:
+        listed, _ = snapshot.rows_known(request.exclude_items)
+        parts.append(np.unique(listed))
+        rules.append(_excluded(snapshot, "exclude_items", parts[-1]))
+    picked = bool(request.boost) or request.diversity > 0
+    return Query(
+        rows_T=rows_T,
+        k=pool_of(request.k) if picked else request.k,
+        system=snapshot.system(system),
+        keep_N=keep_N,
+        keep_key=key,
+        exclude=np.unique(np.concatenate(parts)) if parts else NOTHING,
+        rules=tuple(rules),
+        skipped=tuple(skipped),
+    )
+
+
+def rank_query(snapshot: Snapshot, request: RankRequest, history: Sequence[str]) -> Query:
+    """What a rank request asks: the given items, and no others."""
+    snapshot.require_fields(request.include_fields)
+    rows_T, _ = snapshot.rows_known(history)
+    rows, skipped = snapshot.rows_known(request.items)
+    rows = np.unique(rows)
+    keep_N = np.zeros(len(snapshot.available_N), dtype=bool)
+    keep_N[rows] = True
+    keep_N &= snapshot.available_N
+    rule = Rule(kind="items", removed=int(snapshot.available_N.sum() - keep_N.sum()))
+    return Query(
+        rows_T=rows_T,
+        k=max(len(rows), 1),
+        system=snapshot.system(request.system),
+        keep_N=keep_N,
+        keep_key=("items", rows.tobytes()),
+        exclude=NOTHING,
+        rules=(rule,),
+        skipped=tuple(skipped),
+    )
+
+
+def kept(
+    snapshot: Snapshot, tree: Mapping[str, Any] | None
+) -> tuple[Bools | None, tuple[Any, ...], list[Rule]]:
+    """The mask of availability and filter (None for everything), its key, and its rules."""
+    available_N = snapshot.available_N
+    rules = []
+    if not snapshot.all_available:
+        gone = int((~available_N & ~snapshot.deleted_N).sum())
+        rules.append(Rule(kind="unavailable", removed=gone))
+    if tree is None:
+        return (None if snapshot.all_available else available_N), ("all",), rules
+    parts = tree["and"] if list(tree) == ["and"] and isinstance(tree["and"], list) else [tree]
+    mask_N = snapshot.mask(tree)
+    for part in parts:
+        met_N = mask_N if part is tree else snapshot.mask(part)
+        removed = int((available_N & ~met_N).sum())
+        rules.append(Rule(kind="filter", removed=removed, filter=dict(part)))
+    key = orjson.dumps(tree, option=orjson.OPT_SORT_KEYS)
+    return mask_N & available_N, ("filter", key), rules
+
+
+def _excluded(snapshot: Snapshot, kind: str, rows: Ints) -> Rule:
+    return Rule(kind=kind, removed=int(snapshot.available_N[rows].sum()))
+
+
+# What is answered ---------------------------------------------------------------------------------
+
+
+def recommend_answer(found: Found, request: RecommendRequest) -> dict[str, Any]:
+    """The body of a recommend answer, without what the route adds."""
+    snapshot, rows_P, scores_P = found.snapshot, found.rows_K, found.scores_K
+    if request.boost:
+        boosts = [(snapshot.mask(boost.filter), boost.factor) for boost in request.boost]
+        counts = found.source == POPULAR
+        rows_P, scores_P = boosted(rows_P, scores_P, boosts, counts=counts)
+    if request.diversity > 0:
+        rows_P, scores_P = diversified(
+            rows_P, scores_P, snapshot.unit_vectors_ND, request.k, request.diversity
+        )
+    rows_K, scores_K = rows_P[: request.k], scores_P[: request.k]
+    body = answer(found, rows_K, scores_K, request.include_fields)
+    if request.explain and found.source != POPULAR:
+        item_ids = snapshot.recommender.items.item_ids
+        history = [str(item) for item in item_ids[found.query.rows_T]]
+        for entry in body["items"]:
+            entry["explanation"] = snapshot.recommender.explain(history, entry["item_id"])
+    return body
+
+
+def answer(
+    found: Found, rows_K: Ints, scores_K: Floats, include_fields: Sequence[str]
+) -> dict[str, Any]:
+    """The body of every answer that lists items."""
+    snapshot, query = found.snapshot, found.query
+    reasons = reasons_of(snapshot, query.rows_T, rows_K, found.source)
+    return {
+        **snapshot.facts,
+        "items": listed(snapshot, rows_K, scores_K, found.source, reasons, include_fields),
+        "applied_filters": [rule_json(rule) for rule in query.rules],
+        "degraded": found.degraded is not None,
+        "degraded_reason": found.degraded,
+        "skipped_items": list(query.skipped),
+    }
+
+
+def listed(
+    snapshot: Snapshot,
+    rows_K: Ints,
+    scores_K: Floats,
+    source: str,
+    reasons: Sequence[Mapping[str, Any]],
+    include_fields: Sequence[str],
+) -> list[dict[str, Any]]:
+    """One entry an item, best first."""
+    item_ids = snapshot.recommender.items.item_ids
+    entries = [
+        {
+            "item_id": str(item_ids[row]),
+            "rank": rank,
+            "score": score,
+            "semantic_id": snapshot.codes(row),
+            "source": source,
+            "reason": reason,
+        }
+        for rank, (row, score, reason) in enumerate(
+            zip(rows_K.tolist(), scores_K.tolist(), reasons, strict=True), 1
+        )
+    ]
+    if include_fields:
+        fields = snapshot.attributes(rows_K.tolist(), include_fields)
+        for entry, values in zip(entries, fields, strict=True):
+            entry["fields"] = values
+    return entries
+
+
+def reasons_of(snapshot: Snapshot, rows_T: Ints, rows_K: Ints, source: str) -> list[dict[str, Any]]:
+    """Why each item: the newest item of the history that shares the most leading codes with it."""
+    if source == POPULAR or not len(rows_T):
+        return [{"kind": "popular", "text": "popular with everyone"}] * len(rows_K)
+    codes_NL, newest_T = snapshot.recommender.ids.codes, rows_T[::-1][:50]
+    codes_KL = codes_NL[rows_K]
+    same_KTL = (codes_KL[:, None] == codes_NL[newest_T][None]) & (codes_KL[:, None] >= 0)
+    shared_KT = same_KTL.cumprod(axis=2).sum(axis=2)
+    lengths_K = (codes_KL >= 0).sum(axis=1)
+    best_K = shared_KT.argmax(axis=1)
+    item_ids, reasons = snapshot.recommender.items.item_ids, []
+    for place, best in enumerate(best_K.tolist()):
+        shared = int(shared_KT[place, best])
+        if not shared:
+            reasons.append({"kind": "sequence", "text": "often follows a history like this"})
+            continue
+        like = str(item_ids[newest_T[best]])
+        reasons.append(
+            {
+                "kind": "like_history",
+                "text": f"shares {shared} of {lengths_K[place]} codes with {like}",
+                "item_id": like,
+                "shared_codes": shared,
+            }
+        )
+    return reasons
+
+
+def similar_answer(snapshot: Snapshot, request: SimilarRequest) -> dict[str, Any]:
+    """The k available items whose vectors are nearest, by cosine."""
+    snapshot.require_fields(request.include_fields)
+    row = snapshot.row(request.item_id)
+    keep_N, _, rules = kept(snapshot, request.filter)
+    unit_ND = snapshot.unit_vectors_ND
+    cosines_N = unit_ND @ unit_ND[row]
+    allowed_N = (snapshot.available_N if keep_N is None else keep_N).copy()
+    allowed_N[row] = False
+    skipped: list[str] = []
+    if request.exclude_items:
+        rows, skipped = snapshot.rows_known(request.exclude_items)
+        rules.append(_excluded(snapshot, "exclude_items", np.unique(rows)))
+        allowed_N[rows] = False
+    rows_K = best_rows(np.where(allowed_N, cosines_N, -np.inf), request.k)
+    codes_NL = snapshot.recommender.ids.codes
+    same = (codes_NL[rows_K] == codes_NL[row]) & (codes_NL[rows_K] >= 0)
+    reasons = [
+        {
+            "kind": "similar",
+            "text": f"shares {shared} of {length} codes with {request.item_id}",
+            "item_id": request.item_id,
+            "shared_codes": shared,
+        }
+        for shared, length in zip(
+            same.cumprod(axis=1).sum(axis=1).tolist(),
+            (codes_NL[rows_K] >= 0).sum(axis=1).tolist(),
+            strict=True,
+        )
+    ]
+    return {
+        **snapshot.facts,
+        "items": listed(
+            snapshot, rows_K, cosines_N[rows_K], "vectors", reasons, request.include_fields
+        ),
+        "applied_filters": [rule_json(rule) for rule in rules],
+        "degraded": False,
+        "degraded_reason": None,
+        "skipped_items": skipped,
+    }
+
+
+def explain_answer(snapshot: Snapshot, history: Sequence[str], item_id: str) -> dict[str, Any]:
+    """Why an item after a history. Problem where either is not in the catalogue."""
+    snapshot.row(item_id)
+    rows, _ = snapshot.rows_known(history)
+    if not len(rows):
+        raise Problem("invalid_request", "explain needs a history of at least one known item")
+    known = [str(item) for item in snapshot.recommender.items.item_ids[rows]]
+    return {**snapshot.facts, "explanation": snapshot.recommender.explain(known, item_id)}
+
+
+def plan(snapshot: Snapshot, query: Query) -> dict[str, Any]:
+    """What a dry run says of a query."""
+    return {
+        **snapshot.facts,
+        "dry_run": True,
+        "system": query.system if len(query.rows_T) else POPULAR,
+        "history_items": len(query.rows_T),
+        "allowed_items": query.allowed(snapshot),
+        "applied_filters": [rule_json(rule) for rule in query.rules],
+        "skipped_items": list(query.skipped),
+    }
+
+
+def best_rows(scores_N: Floats, k: int) -> Ints:
+    """Rows of the k highest finite scores, best first, ties by row."""
+    k = min(k, int(np.isfinite(scores_N).sum()))
+    if not k:
+        return NOTHING
+    least = np.partition(scores_N, len(scores_N) - k)[len(scores_N) - k]
+    rows = np.flatnonzero(scores_N >= least)
+    return rows[np.argsort(-scores_N[rows], kind="stable")][:k]
+
+
+def rule_json(rule: Rule) -> dict[str, Any]:
+    """A rule as an answer says it."""
+    said: dict[str, Any] = {"kind": rule.kind, "removed": rule.removed}
+    return said if rule.filter is None else {**said, "filter": rule.filter}

@@ -1,0 +1,303 @@
+"""The engine: requests wait in a bounded queue and are answered together by one thread.
+
+The thread takes whatever waits, at most `max_batch`, and never waits for more: while it works, the
+next batch gathers. Requests with equal rules and system are one batch of the recommender, each
+history encoded once. A whole batch is answered from one snapshot. Past its deadline a request gets
+popular items under its own rules, marked degraded; so it does where the model fails.
+
+Requests share a batch only where that cannot change a list: same system, same filter, and a k that
+makes the beam no wider. Rounding of batched sums is all that remains.
+
+Cost:     a batch costs little more than its longest request.
+Shapes:   B requests, N items, K returned items.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sidrec.recommender import POPULAR
+from sidrec.serving.problems import Problem
+from sidrec.serving.snapshot import Snapshot
+from sidrec.types import PAD, Bools, Floats, Histories, Ints
+
+log = logging.getLogger("sidrec.serving")
+Hashable = tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A rule and the available items that it removed."""
+
+    kind: str
+    removed: int
+    filter: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Query:
+    """What the recommender is asked, in catalogue rows of one snapshot."""
+
+    rows_T: Ints
+    """The history, oldest first."""
+    k: int
+    """Items to find; more than are returned where they are re-ranked."""
+    system: str
+    keep_N: Bools | None
+    """Items that may be returned; None keeps all."""
+    keep_key: Hashable
+    """Equal where `keep_N` is."""
+    exclude: Ints
+    rules: tuple[Rule, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def allowed(self, snapshot: Snapshot) -> int:
+        """Items that the rules leave."""
+        keep_N = snapshot.available_N if self.keep_N is None else self.keep_N
+        return int(keep_N.sum()) - int(keep_N[self.exclude].sum())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Found:
+    """What the recommender answered, best first."""
+
+    snapshot: Snapshot
+    query: Query
+    rows_K: Ints
+    scores_K: Floats
+    source: str
+    degraded: str | None = None
+    """Why this is less than was asked for."""
+
+
+@dataclass(eq=False)
+class Work:
+    """One request in the queue: something to look up together, or a call of its own."""
+
+    prepare: Callable[[Snapshot], Query] | None
+    finish: Callable[..., Any]
+    """Of what was found, or without `prepare` of the snapshot: the body of the answer."""
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    query: Query | None = field(default=None)
+
+
+class Engine:
+    """The queue and its thread."""
+
+    def __init__(
+        self, current: Callable[[], Snapshot], *, max_queue: int = 128, max_batch: int = 32
+    ) -> None:
+        self.current, self.max_queue, self.max_batch = current, max_queue, max_batch
+        self.on_batch: Callable[[int, float], None] = lambda size, seconds: None
+        self._queue: deque[Work] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._busy = 0
+        self._seconds_each = 0.0
+        self._thread = threading.Thread(target=self._run, name="sidrec-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    async def recommend(
+        self,
+        prepare: Callable[[Snapshot], Query],
+        finish: Callable[[Found], Any],
+        timeout_seconds: float,
+    ) -> Any:
+        """`finish` of what `prepare`'s query finds, or of popular items after the timeout."""
+        work = self._submit(prepare, finish, timeout_seconds)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await work.future
+        except TimeoutError:
+            snapshot = self.current()
+            return finish(popular(snapshot, prepare(snapshot), "deadline"))
+
+    async def call(self, run: Callable[[Snapshot], Any], timeout_seconds: float) -> Any:
+        """`run` of the snapshot, on the engine's thread. Problem `overloaded` at the timeout."""
+        work = self._submit(None, run, timeout_seconds)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await work.future
+        except TimeoutError:
+            raise Problem("overloaded", "the answer took longer than timeout_ms") from None
+
+    def stop(self) -> None:
+        """Answer what waits, then end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    # ---------------------------------------------------------------- inside
+
+    def _submit(
+        self,
+        prepare: Callable[[Snapshot], Query] | None,
+        finish: Callable[..., Any],
+        timeout_seconds: float,
+    ) -> Work:
+        loop = asyncio.get_running_loop()
+        deadline = time.monotonic() + timeout_seconds
+        work = Work(prepare, finish, deadline, loop, loop.create_future())
+        with self._wake:
+            if self._stopping:
+                raise Problem("not_ready", "the server is stopping")
+            waiting = len(self._queue)
+            late = (waiting + self._busy) * self._seconds_each > timeout_seconds and waiting > 0
+            if waiting >= self.max_queue or late:
+                raise Problem(
+                    "overloaded",
+                    f"{waiting} requests wait already",
+                    hint="come back after Retry-After seconds",
+                )
+            self._queue.append(work)
+            self._wake.notify()
+        return work
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._busy = 0
+                while not self._queue and not self._stopping:
+                    self._wake.wait()
+                batch = [
+                    self._queue.popleft() for _ in range(min(self.max_batch, len(self._queue)))
+                ]
+                self._busy = len(batch)
+            if not batch:
+                return
+            now, start = time.monotonic(), time.perf_counter()
+            live = [w for w in batch if w.deadline > now and not w.future.cancelled()]
+            if live:
+                try:
+                    self._answer(live)
+                except Exception:  # the thread must outlive whatever a request does
+                    log.exception("engine: a batch of %d failed", len(live))
+                    _settle([(w, None, Problem("internal")) for w in live])
+                seconds = time.perf_counter() - start
+                each = seconds / len(live)
+                self._seconds_each += 0.1 * (each - self._seconds_each)
+                self.on_batch(len(live), seconds)
+
+    def _answer(self, batch: Sequence[Work]) -> None:
+        snapshot = self.current()  # one for the whole batch
+        groups: dict[Hashable, list[Work]] = {}
+        for work in batch:
+            if work.prepare is None:
+                _settle([_finished(work, snapshot)])
+                continue
+            try:
+                query = work.query = work.prepare(snapshot)
+            except Problem as problem:
+                _settle([(work, None, problem)])
+                continue
+            groups.setdefault(_group_key(snapshot, query), []).append(work)
+        for members in groups.values():
+            queries = [w.query for w in members if w.query is not None]
+            found = look_up(snapshot, queries)
+            _settle([_finished(w, f) for w, f in zip(members, found, strict=True)])
+
+
+def _finished(work: Work, value: Any) -> tuple[Work, Any, Exception | None]:
+    try:
+        return work, work.finish(value), None
+    except Exception as error:
+        return work, None, error
+
+
+def _settle(results: Sequence[tuple[Work, Any, Exception | None]]) -> None:
+    """Hand results to the loops that wait for them, one wake-up a loop."""
+    loops = {id(work.loop): work.loop for work, _, _ in results}
+    for loop in loops.values():
+        mine = [result for result in results if result[0].loop is loop]
+        loop.call_soon_threadsafe(_resolve, mine)
+
+
+def _resolve(results: Sequence[tuple[Work, Any, Exception | None]]) -> None:
+    for work, value, error in results:
+        if work.future.done():
+            continue
+        if error is None:
+            work.future.set_result(value)
+        else:
+            work.future.set_exception(error)
+
+
+def _group_key(snapshot: Snapshot, query: Query) -> Hashable:
+    """Equal for queries that one batch may answer without changing any list."""
+    recommender = snapshot.recommender
+    if query.system == "hybrid" and recommender.hybrid is not None:
+        simple = query.k <= recommender.hybrid.pool
+    elif query.system == recommender.generator.name:
+        simple = query.k <= recommender.beam_width
+    else:
+        simple = query.system in recommender.scorers
+    simple = simple and not recommender.new_item_share
+    return (query.system, query.keep_key, 0 if simple else query.k, not len(query.rows_T))
+
+
+def look_up(snapshot: Snapshot, queries: Sequence[Query]) -> list[Found]:
+    """What the recommender finds for queries of one group; popular items where it fails."""
+    first = queries[0]
+    source = first.system if len(first.rows_T) else POPULAR
+    if source == POPULAR:
+        return [popular(snapshot, query, None) for query in queries]
+    try:
+        found = snapshot.recommender.candidates(
+            Histories.from_lists([query.rows_T for query in queries]),
+            max(query.k for query in queries),
+            system=source,
+            exclude=[query.exclude for query in queries],
+            keep_N=first.keep_N,
+        )
+    except Exception:
+        log.exception("engine: system %s failed; answered with popular items", source)
+        return [popular(snapshot, query, "engine_error") for query in queries]
+    answers = []
+    for query, rows_K, scores_K in zip(queries, found.rows_BK, found.scores_BK, strict=True):
+        rows_K, scores_K = rows_K[: query.k], scores_K[: query.k]
+        real = rows_K != PAD
+        answers.append(
+            Found(
+                snapshot=snapshot,
+                query=query,
+                rows_K=rows_K[real],
+                scores_K=scores_K[real],
+                source=source,
+            )
+        )
+    return answers
+
+
+def popular(snapshot: Snapshot, query: Query, degraded: str | None) -> Found:
+    """Popular items under the query's rules."""
+    rows_K, scores_K = snapshot.popular(query.k, query.keep_N, query.exclude)
+    return Found(
+        snapshot=snapshot,
+        query=query,
+        rows_K=rows_K,
+        scores_K=scores_K,
+        source=POPULAR,
+        degraded=degraded,
+    )
+
+
+def seconds_of(timeout_ms: int | None, default_ms: int) -> float:
+    """The time a request may take."""
+    value = default_ms if timeout_ms is None else timeout_ms
+    return math.nextafter(value / 1000, math.inf)

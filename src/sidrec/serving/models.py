@@ -1,0 +1,271 @@
+"""Which snapshot is served: changes of items, hot swap between bundles, roll back.
+
+`current` is one reference; to change what is served is to replace it, so a reader sees the state
+before or after, never between. A change of items is built beside the served snapshot, written to
+the store, and published once that is on the disk. A bundle is loaded, checked, warmed and given
+all stored changes before it is published; where any of that fails, the old one stays.
+
+Source:   our choice.
+Differs:  items that were added here get their IDs anew when they are put on another bundle, or on
+          the same one after a restart; IDs of the bundle's own items never move.
+Cost:     an upsert: one `Recommender.add_items`, shared by all that wait; a swap: one loading.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import sqlalchemy as sa
+
+from sidrec import artifact
+from sidrec.errors import ArtifactError, SidrecError
+from sidrec.recommender import Recommender, load
+from sidrec.serving import store as tables
+from sidrec.serving.problems import Problem
+from sidrec.serving.settings import ServeSettings
+from sidrec.serving.snapshot import Snapshot
+from sidrec.serving.store import Store
+
+log = logging.getLogger("sidrec.serving")
+Entry = Mapping[str, Any]
+"""An item to add or change: item_id, attributes, available."""
+
+
+@dataclass(eq=False)
+class _Change:
+    entries: Sequence[Entry]
+    done: Future[Upserted] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upserted:
+    """What became of a batch of items."""
+
+    snapshot: Snapshot
+    added: int
+    updated: int
+
+
+class Models:
+    """The served snapshot, and every way to change it."""
+
+    def __init__(self, settings: ServeSettings, store: Store) -> None:
+        self.settings, self.store = settings, store
+        self._changing = threading.Lock()
+        self._pending: list[_Change] = []
+        self._pending_lock = threading.Lock()
+        self._previous: tuple[str, Recommender] | None = None
+        self._started_with = artifact.file_hash(manifest_of(settings.bundle))
+        path = self._last_activated() or settings.bundle
+        self._base = load(path, device=settings.device)
+        warm_up(self._base)
+        self.current: Snapshot = self._with_stored_items(self._base, path.name, 0)
+
+    # ---------------------------------------------------------------- items
+
+    def upsert(self, entries: Sequence[Entry]) -> Upserted:
+        """Add or change items, all or none; returns once they are on the disk and servable.
+
+        Changes that wait for each other's lock are made together.
+        """
+        change = _Change(entries)
+        with self._pending_lock:
+            self._pending.append(change)
+        with self._changing:
+            with self._pending_lock:
+                taken, self._pending = self._pending, []
+            self._upsert_together(taken)
+        return change.done.result()
+
+    def delete(self, item_ids: Sequence[str]) -> Snapshot:
+        """Take items out of every answer; returns once that is on the disk."""
+        with self._changing:
+            snapshot = self.current.without(item_ids)
+            gone = [{"item_id": i, "attributes": {}, "available": False} for i in item_ids]
+            self._write(gone, deleted=True)
+            self.current = snapshot
+        return snapshot
+
+    def _upsert_together(self, changes: Sequence[_Change]) -> None:
+        ids = [entry["item_id"] for change in changes for entry in change.entries]
+        if len(changes) > 1 and len(set(ids)) < len(ids):  # an item twice: one after the other
+            for change in changes:
+                self._upsert_together([change])
+            return
+        entries = [entry for change in changes for entry in change.entries]
+        if not changes:
+            return
+        try:
+            before = self.current
+            snapshot = before.with_items(entries)
+            self._write(entries, deleted=False)
+        except Exception as error:
+            if len(changes) > 1:
+                for change in changes:
+                    self._upsert_together([change])
+            else:
+                changes[0].done.set_exception(error)
+            return
+        self.current = snapshot
+        known = before.recommender.items.row_of
+        for change in changes:
+            updated = sum(entry["item_id"] in known for entry in change.entries)
+            change.done.set_result(
+                Upserted(snapshot=snapshot, added=len(change.entries) - updated, updated=updated)
+            )
+
+    def _write(self, entries: Sequence[Entry], *, deleted: bool) -> None:
+        t = tables.items
+
+        def write(connection: sa.Connection) -> None:
+            place = connection.scalar(sa.select(sa.func.max(t.c.place))) or 0
+            for entry in entries:
+                same = t.c.item_id == entry["item_id"]
+                stored = connection.execute(sa.select(t.c.attributes).where(same)).first()
+                named = {} if stored is None else orjson.loads(stored[0])
+                values = {
+                    "attributes": orjson.dumps({**named, **entry["attributes"]}).decode(),
+                    "available": entry["available"],
+                    "deleted": deleted,
+                }
+                if stored is None:
+                    place += 1
+                    new = {"item_id": entry["item_id"], "place": place, **values}
+                    connection.execute(t.insert().values(**new))
+                else:
+                    connection.execute(t.update().where(same).values(**values))
+
+        self.store.write(write).result()
+
+    def _with_stored_items(
+        self, recommender: Recommender, name: str, catalogue_version: int
+    ) -> Snapshot:
+        """A bundle with everything that was told about items since, as far as its columns go."""
+        snapshot = Snapshot.of(recommender, name=name, catalogue_version=catalogue_version)
+        t = tables.items
+        with self.store.reading() as connection:
+            rows = connection.execute(sa.select(t).order_by(t.c.place)).mappings().all()
+        columns, row_of = recommender.items.attributes.columns, recommender.items.row_of
+        entries = [
+            {
+                "item_id": row["item_id"],
+                "available": row["available"],
+                "attributes": {
+                    k: v for k, v in orjson.loads(row["attributes"]).items() if k in columns
+                },
+            }
+            for row in rows
+            if not row["deleted"] or row["item_id"] in row_of
+        ]
+        if entries:
+            snapshot = snapshot.with_items(entries)
+        gone = [row["item_id"] for row in rows if row["deleted"] and row["item_id"] in row_of]
+        return snapshot.without(gone) if gone else snapshot
+
+    # ---------------------------------------------------------------- bundles
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The bundles of the models folder."""
+        current, found = self.current, []
+        folder = self.settings.models_folder
+        for path in sorted(folder.iterdir()):
+            if not artifact.FILE_NAME.fullmatch(path.name) or path.is_symlink():
+                continue
+            if not (path / artifact.MANIFEST).is_file():
+                continue
+            version = artifact.file_hash(path / artifact.MANIFEST)[:12]
+            previous = self._previous
+            found.append(
+                {
+                    "name": path.name,
+                    "version": version,
+                    "active": (path.name, version) == (current.name, current.version),
+                    "previous": previous is not None
+                    and (path.name, version) == (previous[0], str(previous[1].content_hash)[:12]),
+                }
+            )
+        return found
+
+    def activate(self, name: str) -> Snapshot:
+        """Serve another bundle of the models folder. Problem `broken_model`: the old one stays."""
+        path = self.settings.models_folder / name
+        if not artifact.FILE_NAME.fullmatch(name) or not (path / artifact.MANIFEST).is_file():
+            raise Problem("unknown_model", f"the models folder holds no bundle {name!r}")
+        try:
+            recommender = load(path, device=self.settings.device)
+            warm_up(recommender)
+        except Exception as error:
+            log.warning("models: %s was refused: %r", name, error)
+            detail = str(error) if isinstance(error, SidrecError) else type(error).__name__
+            raise Problem("broken_model", f"{name}: {detail}") from error
+        with self._changing:
+            return self._publish(recommender, name, (self.current.name, self._base))
+
+    def roll_back(self) -> Snapshot:
+        """Serve the bundle that was served before this one."""
+        with self._changing:
+            if self._previous is None:
+                raise Problem(
+                    "no_previous_model",
+                    hint="a server remembers one model, since it started; activate by name",
+                )
+            name, recommender = self._previous
+            return self._publish(recommender, name, (self.current.name, self._base))
+
+    def _publish(
+        self, recommender: Recommender, name: str, replaced: tuple[str, Recommender]
+    ) -> Snapshot:
+        version = self.current.catalogue_version + 1
+        try:
+            snapshot = self._with_stored_items(recommender, name, version)
+        except Problem as problem:
+            raise Problem("broken_model", f"{name}: stored items: {problem.detail}") from problem
+        row = {
+            "started_with": self._started_with,
+            "name": name,
+            "hash": str(recommender.content_hash),
+        }
+        self.store.write(lambda c: c.execute(tables.activations.insert().values(**row))).result()
+        self.current, self._base, self._previous = snapshot, recommender, replaced
+        return snapshot
+
+    def _last_activated(self) -> Path | None:
+        """The bundle to go on with after a restart with the same arguments."""
+        t = tables.activations
+        last = sa.select(t).order_by(t.c.id.desc()).limit(1)
+        with self.store.reading() as connection:
+            row = connection.execute(last).mappings().first()
+        if row is None or row["started_with"] != self._started_with:
+            return None
+        path = self.settings.models_folder / row["name"]
+        manifest = path / artifact.MANIFEST
+        if not manifest.is_file() or artifact.file_hash(manifest) != row["hash"]:
+            log.warning("models: %s, activated last, is gone or changed", row["name"])
+            return None
+        return path
+
+
+def manifest_of(bundle: Path) -> Path:
+    """The manifest of a bundle. ArtifactError where there is none."""
+    path = bundle / artifact.MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{bundle} is not a bundle: no {artifact.MANIFEST} in it")
+    return path
+
+
+def warm_up(recommender: Recommender) -> None:
+    """Answer once by every way that requests take, so that the first one is not slow."""
+    popular = np.argsort(-recommender.train_counts_N, kind="stable")[:3]
+    history = [str(item) for item in recommender.items.item_ids[popular]]
+    for exclude in ((), history[:1]):
+        frame = recommender.recommend(history, k=2, exclude=exclude)
+        if not frame["score"].is_finite().all():
+            raise ArtifactError("a warm-up request got scores that are no numbers")

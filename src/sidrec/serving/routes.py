@@ -1,0 +1,381 @@
+"""API v1: every route, thin. What a route may do without which key stands in `auth`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from sidrec.serving import answers, schemas
+from sidrec.serving.engine import Found, Query, seconds_of
+from sidrec.serving.problems import Problem
+from sidrec.serving.schemas import RecommendRequest
+from sidrec.serving.service import Service
+from sidrec.serving.snapshot import Snapshot
+
+router = APIRouter()
+IdInPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+NameInPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def says(model: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route answers, for the API description."""
+    found: dict[int | str, dict[str, Any]] = {200: {"model": model}}
+    for status in (400, 401, 403, 413, 422, *statuses):
+        found[status] = {"model": schemas.ProblemBody, "description": "Problem"}
+    return found
+
+
+def reply(body: Any, status: int = 200) -> Response:
+    """A JSON answer."""
+    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, status_code=status, media_type="application/json")
+
+
+def service_of(request: Request) -> Service:
+    """The running server."""
+    return request.app.state.service
+
+
+def stamped(request: Request, start: float, body: dict[str, Any], **more: Any) -> Response:
+    """The answer with its request id and the time it took."""
+    took_ms = round((time.perf_counter() - start) * 1e3, 3)
+    return reply({"request_id": request.state.request_id, **body, **more, "took_ms": took_ms})
+
+
+async def history_of(
+    service: Service, user_id: str | None, history: Sequence[str] | None
+) -> tuple[Sequence[str], bool]:
+    """The history that a request means, and whether the store could be read."""
+    if history is not None:
+        return history, True
+    assert user_id is not None  # the schema asks for one of both
+    if (found := service.events.cached(user_id)) is not None:
+        return found, True
+    try:
+        return await asyncio.to_thread(service.events.history, user_id), True
+    except Problem:
+        return (), False
+
+
+# Asking ------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/recommend", responses=says(schemas.Answer, 429, 503))
+async def recommend(request: Request, body: RecommendRequest) -> Response:
+    """The best next items of a user or a history."""
+    start, service = time.perf_counter(), service_of(request)
+    if body.scenario is not None:
+        body = with_scenario(service, body)
+    history, readable = await history_of(service, body.user_id, body.history)
+    experiment, system = None, body.system
+    running = service.experiments.running
+    if running is not None and body.user_id is not None:
+        variant = running.variant(body.user_id)
+        experiment = {"name": running.name, "variant": variant.name}
+        system = system or variant.system
+
+    def prepare(snapshot: Snapshot) -> Query:
+        return answers.recommend_query(snapshot, body, history, system)
+
+    seconds = seconds_of(body.timeout_ms, service.settings.timeout_ms)
+    if body.dry_run:
+        said = await service.engine.call(lambda s: answers.plan(s, prepare(s)), seconds)
+        return reply({"request_id": request.state.request_id, **said})
+
+    def finish(found: Found) -> dict[str, Any]:
+        return answers.recommend_answer(found, body)
+
+    said = await service.engine.recommend(prepare, finish, seconds)
+    return degraded_or_not(request, start, service, said, readable, experiment)
+
+
+def with_scenario(service: Service, body: RecommendRequest) -> RecommendRequest:
+    """The request over the defaults of its scenario."""
+    scenarios = service.settings.scenarios
+    if body.scenario not in scenarios:
+        raise Problem(
+            "invalid_request",
+            f"scenario: no {body.scenario!r}; have {sorted(scenarios)}",
+            hint="scenarios are named when the server starts, by --scenarios",
+            errors=[{"field": "scenario", "message": "unknown"}],
+        )
+    given = body.model_dump(exclude_unset=True)
+    return RecommendRequest.model_validate({**scenarios[body.scenario], **given})
+
+
+def degraded_or_not(
+    request: Request, start: float, service: Service, said: dict[str, Any], readable: bool,
+    experiment: dict[str, str] | None = None,
+) -> Response:  # fmt: skip
+    """The answer, honest about what was missing."""
+    if not readable:
+        said = {**said, "degraded": True, "degraded_reason": "store_unavailable"}
+    if said["degraded"]:
+        service.metrics.degraded.labels(said["degraded_reason"]).inc()
+    return stamped(request, start, said, experiment=experiment)
+
+
+@router.post("/v1/rank", responses=says(schemas.Answer, 429, 503))
+async def rank(request: Request, body: schemas.RankRequest) -> Response:
+    """Given items in the best order; items that the system cannot score are left out."""
+    start, service = time.perf_counter(), service_of(request)
+    history, readable = await history_of(service, body.user_id, body.history)
+
+    def finish(found: Found) -> dict[str, Any]:
+        return answers.answer(found, found.rows_K, found.scores_K, body.include_fields)
+
+    said = await service.engine.recommend(
+        lambda snapshot: answers.rank_query(snapshot, body, history),
+        finish,
+        seconds_of(body.timeout_ms, service.settings.timeout_ms),
+    )
+    return degraded_or_not(request, start, service, said, readable)
+
+
+@router.post("/v1/similar", responses=says(schemas.Answer, 404, 429, 503))
+async def similar(request: Request, body: schemas.SimilarRequest) -> Response:
+    """The items most like one."""
+    start, service = time.perf_counter(), service_of(request)
+    said = await service.engine.call(
+        lambda snapshot: answers.similar_answer(snapshot, body),
+        seconds_of(body.timeout_ms, service.settings.timeout_ms),
+    )
+    return stamped(request, start, said, experiment=None)
+
+
+@router.post("/v1/explain", responses=says(schemas.Explanation, 404, 429, 503))
+async def explain(request: Request, body: schemas.ExplainRequest) -> Response:
+    """Why an item would be recommended."""
+    start, service = time.perf_counter(), service_of(request)
+    history, readable = await history_of(service, body.user_id, body.history)
+    if not readable:
+        raise Problem("store_unavailable", "the user's history cannot be read")
+    said = await service.engine.call(
+        lambda snapshot: answers.explain_answer(snapshot, history, body.item_id),
+        seconds_of(body.timeout_ms, service.settings.timeout_ms),
+    )
+    return stamped(request, start, said)
+
+
+@router.post("/v1/search", responses=says(schemas.Answer, 404))
+async def search(request: Request, body: schemas.SearchRequest) -> Response:
+    """Items for a text; no bundle of this version can."""
+    raise Problem(
+        "search_not_in_bundle",
+        f"the model {service_of(request).models.current.name!r} holds no text retriever",
+        hint="use /v1/recommend with a filter, or /v1/similar",
+    )
+
+
+# Telling -----------------------------------------------------------------------------------------
+
+
+@router.post("/v1/events", responses=says(schemas.EventsAnswer, 429, 503))
+async def add_events(request: Request, body: schemas.EventsRequest) -> Response:
+    """Keep a batch of events. The answer comes after they are on the disk."""
+    service = service_of(request)
+    kept = await asyncio.wrap_future(service.events.add(body.events))
+    for state in ("accepted", "duplicates", "quarantined"):
+        service.metrics.events.labels(state).inc(getattr(kept, state))
+    return reply(
+        {
+            "request_id": request.state.request_id,
+            "accepted": kept.accepted,
+            "duplicates": kept.duplicates,
+            "quarantined": kept.quarantined,
+        }
+    )
+
+
+@router.post("/v1/items", responses=says(schemas.ItemsAnswer, 429, 503))
+async def upsert_items(request: Request, body: schemas.ItemsRequest) -> Response:
+    """Add or change items; they are servable when the answer comes."""
+    ids = [item.item_id for item in body.items]
+    if len(set(ids)) < len(ids):
+        raise Problem("invalid_request", "items: the same item_id occurs twice")
+    entries = [item.model_dump() for item in body.items]
+    done = await asyncio.to_thread(service_of(request).models.upsert, entries)
+    return reply(
+        {
+            "request_id": request.state.request_id,
+            "catalogue_version": done.snapshot.catalogue_version,
+            "added": done.added,
+            "updated": done.updated,
+            "items": [done.snapshot.state(item_id) for item_id in ids],
+        }
+    )
+
+
+@router.get("/v1/items/{item_id:path}", responses=says(schemas.ItemState, 404))
+async def get_item(request: Request, item_id: IdInPath) -> Response:
+    """One item as it is served now."""
+    return reply(service_of(request).models.current.state(item_id))
+
+
+@router.patch("/v1/items/{item_id:path}", responses=says(schemas.ItemsAnswer, 404, 429, 503))
+async def patch_item(request: Request, item_id: IdInPath, body: schemas.ItemPatch) -> Response:
+    """Change attributes or availability of an item."""
+    models = service_of(request).models
+    now = models.current
+    row = now.row(item_id)
+    available = bool(now.available_N[row]) if body.available is None else body.available
+    entry = {"item_id": item_id, "attributes": body.attributes or {}, "available": available}
+    done = await asyncio.to_thread(models.upsert, [entry])
+    return reply(
+        {
+            "request_id": request.state.request_id,
+            "catalogue_version": done.snapshot.catalogue_version,
+            "added": done.added,
+            "updated": done.updated,
+            "items": [done.snapshot.state(item_id)],
+        }
+    )
+
+
+@router.delete("/v1/items/{item_id:path}", responses=says(schemas.ItemDeleted, 404, 429, 503))
+async def delete_item(request: Request, item_id: IdInPath) -> Response:
+    """Take an item out of every answer."""
+    snapshot = await asyncio.to_thread(service_of(request).models.delete, [item_id])
+    return reply(
+        {
+            "request_id": request.state.request_id,
+            "item_id": item_id,
+            "catalogue_version": snapshot.catalogue_version,
+        }
+    )
+
+
+@router.get("/v1/users/{user_id:path}/history", responses=says(schemas.UserHistory, 503))
+async def user_history(request: Request, user_id: IdInPath) -> Response:
+    """What recommendations for a user are made from."""
+    found = await asyncio.to_thread(service_of(request).events.history, user_id)
+    return reply({"user_id": user_id, "items": list(found)})
+
+
+@router.get("/v1/users/{user_id:path}", responses=says(schemas.UserExport, 503))
+async def export_user(request: Request, user_id: IdInPath) -> Response:
+    """Everything that is stored of a user."""
+    events, truncated = await asyncio.to_thread(service_of(request).events.export, user_id)
+    return reply({"user_id": user_id, "events": events, "truncated": truncated})
+
+
+@router.delete("/v1/users/{user_id:path}", responses=says(schemas.UserErased, 503))
+async def erase_user(request: Request, user_id: IdInPath) -> Response:
+    """Delete everything that is stored of a user."""
+    service = service_of(request)
+    gone = await asyncio.wrap_future(service.events.erase(user_id))
+    await asyncio.to_thread(service.store.checkpoint)
+    return reply({"user_id": user_id, "events": gone})
+
+
+# Operating ---------------------------------------------------------------------------------------
+
+
+def models_answer(service: Service) -> dict[str, Any]:
+    """The bundles, and the systems of the active one."""
+    systems = service.models.current.recommender.systems
+    return {"models": service.models.listed(), "systems": systems}
+
+
+@router.get("/v1/models", responses=says(schemas.ModelsAnswer))
+async def list_models(request: Request) -> Response:
+    """The bundles that can be activated."""
+    return reply(await asyncio.to_thread(models_answer, service_of(request)))
+
+
+@router.post("/v1/models/activate", responses=says(schemas.ModelsAnswer, 404, 409, 503))
+async def activate_model(request: Request, body: schemas.ActivateRequest) -> Response:
+    """Serve another bundle of the models folder."""
+    service = service_of(request)
+    await asyncio.to_thread(service.models.activate, body.name)
+    return reply(await asyncio.to_thread(models_answer, service))
+
+
+@router.post("/v1/models/rollback", responses=says(schemas.ModelsAnswer, 409, 503))
+async def roll_back_model(request: Request) -> Response:
+    """Serve the bundle that was served before."""
+    service = service_of(request)
+    await asyncio.to_thread(service.models.roll_back)
+    return reply(await asyncio.to_thread(models_answer, service))
+
+
+@router.get("/v1/experiments", responses=says(schemas.ExperimentsAnswer))
+async def list_experiments(request: Request) -> Response:
+    """The running experiment."""
+    running = service_of(request).experiments.running
+    return reply({"experiments": [] if running is None else [experiment_state(running)]})
+
+
+@router.put("/v1/experiments/{name}", responses=says(schemas.ExperimentState, 409, 503))
+async def start_experiment(
+    request: Request, name: NameInPath, body: schemas.ExperimentRequest
+) -> Response:
+    """Run an experiment, or change the running one."""
+    service = service_of(request)
+    for variant in body.variants:
+        service.models.current.system(variant.system)
+    running = await asyncio.to_thread(service.experiments.start, name, body.variants)
+    return reply(experiment_state(running))
+
+
+@router.delete("/v1/experiments/{name}", responses=says(schemas.ExperimentsAnswer, 404, 503))
+async def stop_experiment(request: Request, name: NameInPath) -> Response:
+    """End the running experiment."""
+    await asyncio.to_thread(service_of(request).experiments.stop, name)
+    return reply({"experiments": []})
+
+
+@router.get("/v1/experiments/{name}/users/{user_id:path}", responses=says(schemas.Assignment, 404))
+async def assigned_variant(request: Request, name: NameInPath, user_id: IdInPath) -> Response:
+    """The variant of a user."""
+    variant = service_of(request).experiments.named(name).variant(user_id)
+    return reply({"experiment": name, "variant": variant.name})
+
+
+def experiment_state(running: Any) -> dict[str, Any]:
+    """An experiment as an answer says it."""
+    variants = [variant.model_dump() for variant in running.variants]
+    return {"name": running.name, "variants": variants}
+
+
+# Health ------------------------------------------------------------------------------------------
+
+
+@router.get("/livez", responses={200: {"model": schemas.Health}})
+async def live() -> Response:
+    """Whether the process answers."""
+    return reply({"status": "live"})
+
+
+@router.get("/readyz", responses={200: {"model": schemas.Health}})
+async def ready(request: Request) -> Response:
+    """Whether the model is warm and events can be written."""
+    well = await asyncio.to_thread(service_of(request).ready)
+    return reply({"status": "ready" if well else "not ready"}, 200 if well else 503)
+
+
+@router.get("/v2/health/live", responses={200: {"model": schemas.Health}})
+async def kserve_live() -> Response:
+    """`/livez` by its KServe name."""
+    return reply({"status": "live", "live": True})
+
+
+@router.get("/v2/health/ready", responses={200: {"model": schemas.Health}})
+async def kserve_ready(request: Request) -> Response:
+    """`/readyz` by its KServe name."""
+    well = await asyncio.to_thread(service_of(request).ready)
+    status = "ready" if well else "not ready"
+    return reply({"status": status, "ready": well}, 200 if well else 503)
+
+
+@router.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
+    found = service_of(request).metrics
+    return Response(found.text(), media_type=found.content_type)

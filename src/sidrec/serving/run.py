@@ -1,0 +1,36 @@
+"""Run the server until it is told to stop: a socket, uvicorn, a graceful end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from sidrec.errors import ServiceError
+from sidrec.serving.app import create_app
+from sidrec.serving.settings import ServeSettings
+
+SWITCH_SECONDS = 0.001
+"""How long the engine's thread may keep the interpreter from the loop's; Python's own is 0.005."""
+
+
+def serve(settings: ServeSettings, started: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `started` gets the address once requests are answered."""
+    try:
+        listening = socket.create_server((settings.host, settings.port), backlog=1024)
+    except OSError as error:
+        raise ServiceError(
+            f"cannot listen on {settings.host}:{settings.port}: {error}; take another --port"
+        ) from error
+    with listening:
+        sys.setswitchinterval(SWITCH_SECONDS)
+        app = create_app(settings)
+        host, port = listening.getsockname()[:2]
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30)
+        for sent in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, then raises them again
+            signal.signal(sent, lambda *_: None)
+        started(f"http://{host}:{port}")
+        uvicorn.Server(config).run(sockets=[listening])

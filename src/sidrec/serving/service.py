@@ -1,0 +1,74 @@
+"""The parts of a running server, joined: store, models, engine, events, experiment, keys."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from sidrec.serving.auth import read_keys
+from sidrec.serving.engine import Engine
+from sidrec.serving.events import SWEEP_ROWS, EventLog
+from sidrec.serving.experiments import Experiments
+from sidrec.serving.metrics import Metrics
+from sidrec.serving.models import Models
+from sidrec.serving.problems import Problem
+from sidrec.serving.settings import ServeSettings
+from sidrec.serving.store import Store
+
+log = logging.getLogger("sidrec.serving")
+SWEEP_SECONDS = 60.0
+
+
+class Service:
+    """Everything that routes need."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.keys = read_keys(settings.keys_file)
+        self.store = Store(settings.store_url, max_waiting=settings.max_waiting_writes)
+        try:
+            self.models = Models(settings, self.store)
+            self.experiments = Experiments(self.store)
+        except BaseException:
+            self.store.close()
+            raise
+        self.events = EventLog(self.store, settings)
+        self.engine = Engine(
+            lambda: self.models.current,
+            max_queue=settings.max_queue,
+            max_batch=settings.max_batch,
+        )
+        self.metrics = Metrics()
+        self.metrics.watch(
+            queue=lambda: self.engine.depth,
+            items=lambda: int(self.models.current.available_N.sum()),
+            catalogue=lambda: self.models.current.catalogue_version,
+        )
+        self.engine.on_batch = self._count_batch
+        self.store.on_commit = lambda seconds, _: self.metrics.commit.observe(seconds)
+        self.stopping = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep, name="sidrec-sweeper", daemon=True)
+        self._sweeper.start()
+
+    def ready(self) -> bool:
+        """Whether requests will be answered and events kept."""
+        return not self.stopping.is_set() and self.store.writable()
+
+    def close(self) -> None:
+        """Answer and write what waits, then end."""
+        self.stopping.set()
+        self._sweeper.join()
+        self.engine.stop()
+        self.store.close()
+
+    def _count_batch(self, size: int, seconds: float) -> None:
+        self.metrics.batch.observe(size)
+        self.metrics.batch_seconds.observe(seconds)
+
+    def _sweep(self) -> None:
+        while not self.stopping.wait(SWEEP_SECONDS):
+            try:
+                while self.events.sweep() == SWEEP_ROWS and not self.stopping.is_set():
+                    continue
+            except Problem as problem:
+                log.warning("events: nothing could be deleted: %s", problem.code)

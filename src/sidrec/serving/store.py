@@ -1,0 +1,313 @@
+"""What a server must not lose: events, items, activations, the experiment. One writer, durable.
+
+All writes go through one thread. It takes whatever waits, runs it in one transaction and commits
+with full sync; only then is any of it acknowledged (group commit). A write that fails spoils no
+other: the group is rolled back and each is run alone. SQLite is opened in WAL mode with
+synchronous=FULL and secure_delete; other databases by their URL.
+
+Cost:     one sync a group, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from sidrec.errors import ConfigError, ServiceError
+from sidrec.serving.problems import Problem
+
+T = TypeVar("T")
+Write = Callable[[sa.Connection], Any]
+SCHEMA = 1
+MAX_GROUP = 256
+"""Writes in one transaction."""
+CHECK_SECONDS = 2.0
+"""How long a successful commit proves that the store can be written."""
+
+tables = sa.MetaData()
+meta = sa.Table(
+    "meta", tables,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)  # fmt: skip
+events = sa.Table(
+    "events", tables,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("event_id", sa.Text, nullable=False, unique=True),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("item_id", sa.Text, nullable=False),
+    sa.Column("event_type", sa.Text, nullable=False),
+    sa.Column("time_us", sa.BigInteger, nullable=False),
+    sa.Column("weight", sa.Float),
+    sa.Column("session_id", sa.Text),
+    sa.Column("request_id", sa.Text),
+    sa.Column("position", sa.Integer),
+    sa.Column("received_us", sa.BigInteger, nullable=False),
+    sa.Column("quarantined", sa.Boolean, nullable=False),
+    sa.Index("events_of_user", "user_id", "time_us"),
+)  # fmt: skip
+items = sa.Table(
+    "items", tables,
+    sa.Column("item_id", sa.Text, primary_key=True),
+    sa.Column("place", sa.Integer, nullable=False),
+    sa.Column("attributes", sa.Text, nullable=False),
+    sa.Column("available", sa.Boolean, nullable=False),
+    sa.Column("deleted", sa.Boolean, nullable=False),
+)  # fmt: skip
+activations = sa.Table(
+    "activations", tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("started_with", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False),
+)  # fmt: skip
+experiments = sa.Table(
+    "experiments", tables,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("variants", sa.Text, nullable=False),
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Waiting:
+    write: Write
+    done: Future[Any] = field(default_factory=Future)
+
+
+class Store:
+    """An open database with its writer thread."""
+
+    def __init__(self, url: str, *, max_waiting: int = 512) -> None:
+        self.max_waiting = max_waiting
+        self.last_commit = 0.0
+        self.failure: str | None = None
+        """Why the last write failed; None when it did not."""
+        self.on_commit: Callable[[float, int], None] = lambda seconds, size: None
+        self._waiting: deque[_Waiting] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        require_backend(url)
+        self._lock = _locked(url)
+        try:
+            self.engine = _engine(url)
+            self._insert = _insert_ignoring(self.engine)
+            self._prepare()
+        except sa.exc.SQLAlchemyError as error:
+            _unlock(self._lock)
+            raise ServiceError(f"the store {_shown(url)} cannot be opened: {error}") from error
+        self._thread = threading.Thread(target=self._run, name="sidrec-writer", daemon=True)
+        self._thread.start()
+
+    # ---------------------------------------------------------------- writing
+
+    def write(self, write: Write) -> Future[Any]:
+        """Run `write` on the writer thread; the future is done once its commit is on the disk.
+
+        Problem `overloaded` where too many wait already. A write may run twice, in different
+        transactions of which one is rolled back, so it must touch nothing but its connection.
+        """
+        waiting = _Waiting(write)
+        with self._wake:
+            if self._closing:
+                raise Problem("not_ready", "the server is stopping")
+            if len(self._waiting) >= self.max_waiting:
+                raise Problem("overloaded", f"{self.max_waiting} writes wait for their commit")
+            self._waiting.append(waiting)
+            self._wake.notify()
+        return waiting.done
+
+    def insert_events(self, rows: list[dict[str, Any]]) -> Write:
+        """A write that inserts the events it does not hold yet and returns how many those were."""
+
+        def write(connection: sa.Connection) -> int:
+            return connection.execute(self._insert, rows).rowcount
+
+        return write
+
+    def writable(self) -> bool:
+        """Whether a commit has succeeded just now."""
+        if time.monotonic() - self.last_commit < CHECK_SECONDS and self.failure is None:
+            return True
+        try:
+            self.write(_touch).result(timeout=CHECK_SECONDS)
+        except (Problem, TimeoutError):
+            return False
+        return self.failure is None
+
+    def checkpoint(self) -> None:
+        """Empty SQLite's write-ahead log, so that no deleted row is left in it."""
+        if self.engine.dialect.name != "sqlite":
+            return
+        connection = self.engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Finish what waits, then let go of the database."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        self.engine.dispose()
+        _unlock(self._lock)
+
+    # ---------------------------------------------------------------- reading
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read with. Problem `store_unavailable` where that fails."""
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            raise Problem("store_unavailable", "the store cannot be read") from error
+
+    # ---------------------------------------------------------------- the writer thread
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closing:
+                    self._wake.wait()
+                group = [self._waiting.popleft() for _ in range(min(MAX_GROUP, self._num_waiting))]
+            if not group:
+                return
+            self._commit(group)
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        start = time.perf_counter()
+        try:
+            with self.engine.begin() as connection:
+                results = [waiting.write(connection) for waiting in group]
+        except Exception as error:
+            if len(group) > 1:
+                for waiting in group:
+                    self._commit([waiting])
+                return
+            self._failed(group[0], error)
+            return
+        self.last_commit, self.failure = time.monotonic(), None
+        self.on_commit(time.perf_counter() - start, len(group))
+        for waiting, result in zip(group, results, strict=True):
+            waiting.done.set_result(result)
+
+    def _failed(self, waiting: _Waiting, error: Exception) -> None:
+        if isinstance(error, sa.exc.SQLAlchemyError):
+            self.failure = type(error).__name__
+            problem = Problem(
+                "store_unavailable",
+                "the store took nothing; nothing was acknowledged",
+                hint="send the same again; events are known by their event_id",
+            )
+            problem.__cause__ = error
+            error = problem
+        waiting.done.set_exception(error)
+
+    def _prepare(self) -> None:
+        with self.engine.begin() as connection:
+            tables.create_all(connection)
+            found = connection.scalar(sa.select(meta.c.value).where(meta.c.name == "schema"))
+            if found is None:
+                connection.execute(meta.insert().values(name="schema", value=str(SCHEMA)))
+            elif found != str(SCHEMA):
+                raise ConfigError(
+                    f"the store has schema {found}, this sidrec writes {SCHEMA}; take another store"
+                )
+        self.last_commit = time.monotonic()
+
+
+def _touch(connection: sa.Connection) -> None:
+    connection.execute(meta.delete().where(meta.c.name == "touched"))
+    connection.execute(meta.insert().values(name="touched", value=str(time.time_ns())))
+
+
+def _engine(url: str) -> sa.Engine:
+    engine = sa.create_engine(url)
+    if engine.dialect.name != "sqlite":
+        return engine
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say so, below
+        for pragma in (
+            "journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "secure_delete=ON",
+            "foreign_keys=ON",
+        ):  # fmt: skip
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def _insert_ignoring(engine: sa.Engine) -> Any:
+    insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+    return insert(events).on_conflict_do_nothing(index_elements=["event_id"])
+
+
+def require_backend(url: str) -> None:
+    """ConfigError where the URL is none, or none of a database that we write to."""
+    try:
+        parsed = sa.make_url(url)
+        parsed.get_dialect().import_dbapi()
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
+        raise ConfigError("the store is no file and no database URL; see --store") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the store needs the driver {error.name}, which is not installed; install it, or "
+            "name another in the URL, as in postgresql+psycopg://…"
+        ) from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigError(
+            f"the store must be sqlite or postgresql, got {parsed.get_backend_name()}; see --store"
+        )
+
+
+def _locked(url: str) -> int | None:
+    """An exclusive lock on a file beside a SQLite database; None for other stores.
+
+    Two servers would hold different histories in memory.
+    """
+    path = sa.make_url(url).database if url.startswith("sqlite") else None
+    if path is None or path == ":memory:":
+        return None
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise ServiceError(
+            f"the store {path} is in use by another server; stop it, or take another --store"
+        ) from error
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+def _shown(url: str) -> str:
+    """The URL without its password."""
+    return sa.make_url(url).render_as_string(hide_password=True)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+def ask(client, path="/v1/recommend", status=200, **body):
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def ids_of(body):
+    return [item["item_id"] for item in body["items"]]
+
+
+def test_an_answer_is_that_of_the_library_and_says_where_it_comes_from(shared, bundles):
+    for system in bundles.recommender.systems:
+        body = ask(shared, history=bundles.history, k=5, system=system)
+        frame = bundles.recommender.recommend(bundles.history, k=5, system=system)
+        assert ids_of(body) == frame["item_id"].to_list()
+        scores = [item["score"] for item in body["items"]]
+        np.testing.assert_allclose(scores, frame["score"].to_list(), rtol=1e-5)
+        codes = [item["semantic_id"] for item in body["items"]]
+        assert codes == frame["semantic_id"].to_list()
+        assert {item["source"] for item in body["items"]} == {system}
+    assert [item["rank"] for item in body["items"]] == [1, 2, 3, 4, 5]
+    assert body["model"] == "first" and len(body["model_version"]) == 12
+    assert body["request_id"] and not body["degraded"]
+    assert all(item["reason"]["text"] for item in body["items"])
+
+
+def test_an_empty_history_gets_popular_items_and_the_answer_says_so(shared, bundles):
+    body = ask(shared, history=[], k=3)
+    counts = bundles.recommender.train_counts_N
+    best = np.argsort(-counts, kind="stable")[:3]
+    assert ids_of(body) == [bundles.ids[row] for row in best]
+    assert {item["reason"]["kind"] for item in body["items"]} == {"popular"}
+
+
+def test_rules_leave_what_they_say_and_k_items_come_back(shared, bundles):
+    attributes = bundles.recommender.items.attributes
+    name = next(c for c in ("category", "categories", "price") if c in attributes.columns)
+    tree = {"field": name, "op": "exists", "value": True}
+    price = {"field": "price", "op": "lt", "value": float(attributes["price"].median())}
+    everything = ask(shared, history=bundles.history, k=5)
+    body = ask(
+        shared, history=bundles.history, k=5, filter={"and": [tree, price]},
+        exclude_items=ids_of(everything)[:2], include_fields=["price"],
+    )  # fmt: skip
+    assert len(body["items"]) == 5
+    assert all(item["fields"]["price"] < price["value"] for item in body["items"])
+    assert not set(ids_of(body)) & {*ids_of(everything)[:2], *bundles.history}
+    kinds = [rule["kind"] for rule in body["applied_filters"]]
+    assert kinds == ["filter", "filter", "exclude_viewed", "exclude_items"]
+    removed = int((attributes["price"] >= price["value"]).sum())
+    assert body["applied_filters"][1]["removed"] == removed
+    seen = ask(shared, history=bundles.history, k=60, exclude_viewed=False)
+    assert set(bundles.history) <= set(ids_of(seen)) and len(seen["items"]) == 60
+
+
+def test_boosts_lift_and_diversity_spreads(shared, bundles):
+    dear = {"field": "price", "op": "ge", "value": 0}
+    some = ask(shared, history=bundles.history, k=10)
+    last = some["items"][-1]["item_id"]
+    price = ask(shared, history=bundles.history, k=10, include_fields=["price"])
+    value = price["items"][-1]["fields"]["price"]
+    tree = {"field": "price", "op": "eq", "value": value}
+    lifted = ask(shared, history=bundles.history, k=10, boost=[{"filter": tree, "factor": 1000}])
+    assert ids_of(lifted).index(last) < 9
+    same = ask(shared, history=bundles.history, k=10, boost=[{"filter": dear, "factor": 7}])
+    assert ids_of(same) == ids_of(some)
+
+    def closeness(body):
+        rows = [bundles.ids.index(item) for item in ids_of(body)]
+        unit = bundles.recommender.vectors.vectors[rows]
+        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+        return (unit @ unit.T).mean()
+
+    spread = ask(shared, history=bundles.history, k=10, diversity=0.9)
+    assert closeness(spread) < closeness(some) and len(set(ids_of(spread))) == 10
+
+
+def test_similar_rank_and_explain(shared, bundles):
+    target = bundles.history[0]
+    body = ask(shared, "/v1/similar", item_id=target, k=4)
+    frame = bundles.recommender.similar(target, k=4)
+    assert ids_of(body) == frame["item_id"].to_list()
+    shared_codes = [item["reason"]["shared_codes"] for item in body["items"]]
+    assert shared_codes == frame["shared_codes"].to_list()
+    wanted = [i for i in bundles.ids[:8] if i not in bundles.history]
+    ranked = ask(shared, "/v1/rank", history=bundles.history, items=[*wanted, "nobody"])
+    assert sorted(ids_of(ranked)) == sorted(wanted) and ranked["skipped_items"] == ["nobody"]
+    scores = [item["score"] for item in ranked["items"]]
+    assert scores == sorted(scores, reverse=True)
+    told = ask(shared, "/v1/explain", history=bundles.history, item_id=wanted[0])
+    expected = bundles.recommender.explain(bundles.history, wanted[0])
+    assert told["explanation"]["levels"] == expected["levels"]
+    with_it = ask(shared, history=bundles.history, k=2, explain=True)
+    assert all(item["explanation"]["history"] for item in with_it["items"])
+    assert ask(shared, "/v1/search", query="lamp", status=404)["code"] == "search_not_in_bundle"
+
+
+def test_a_dry_run_says_what_would_be_asked(shared, bundles):
+    body = ask(shared, history=[*bundles.history, "gone"], dry_run=True)
+    assert body["dry_run"] and body["skipped_items"] == ["gone"]
+    assert body["allowed_items"] == len(bundles.ids) - len(set(bundles.history))
+    assert "items" not in body
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({"history": [], "exlude_items": []}, "unknown_field", "exlude_items"),
+        ({"history": [], "k": 10**9}, "invalid_request", "k"),
+        ({"history": [], "k": 0}, "invalid_request", "k"),
+        ({}, "invalid_request", "body"),
+        ({"history": ["a\u0000b"]}, "invalid_request", "history.0"),
+        ({"history": "B1,B2"}, "invalid_request", "history"),
+        ({"history": [], "boost": [{"filter": {}, "faktor": 1}]}, "unknown_field", "faktor"),
+    ],
+)
+def test_a_wrong_field_is_named(shared, body, code, field):
+    problem = shared.post("/v1/recommend", json=body)
+    assert problem.status_code == 422
+    assert problem.headers["content-type"] == "application/problem+json"
+    said = problem.json()
+    assert said["code"] == code and said["request_id"] == problem.headers["x-request-id"]
+    assert any(field in error["field"] for error in said["errors"])
+
+
+def test_a_filter_on_no_attribute_or_with_no_op_is_refused(shared, bundles):
+    tree = {"field": "prize", "op": "lt", "value": 5}
+    said = ask(shared, history=bundles.history, filter=tree, status=422)
+    assert said["code"] == "unknown_field" and "price" in said["detail"]
+    said = ask(shared, history=[], filter={"field": "price", "op": "eval"}, status=422)
+    assert said["code"] == "invalid_request"
+    said = ask(shared, history=[], include_fields=["prize"], status=422)
+    assert said["code"] == "unknown_field"
+
+
+def test_scenarios_are_defaults_that_a_request_may_change(serving, bundles):
+    with serving(scenarios={"home": {"k": 3, "exclude_viewed": False}}) as client:
+        assert len(ask(client, history=bundles.history, scenario="home")["items"]) == 3
+        assert len(ask(client, history=bundles.history, scenario="home", k=4)["items"]) == 4
+        assert "home" in ask(client, history=[], scenario="hoem", status=422)["detail"]
+
+
+def test_health_metrics_and_description(shared):
+    assert shared.get("/livez").json() == {"status": "live"}
+    assert shared.get("/readyz").json() == {"status": "ready"}
+    assert shared.get("/v2/health/live").json()["live"] is True
+    assert shared.get("/v2/health/ready").json()["ready"] is True
+    text = shared.get("/metrics").text
+    assert "sidrec_request_seconds_bucket" in text and "sidrec_items 60.0" in text
+    paths = shared.get("/openapi.json").json()["paths"]
+    assert "/v1/recommend" in paths
+    assert shared.get("/v1/nothing").json()["code"] == "not_found"
+    assert shared.get("/v1/recommend").json()["code"] == "method_not_allowed"

@@ -1,0 +1,129 @@
+"""A real server: started by the command, killed, started again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+
+import polars as pl
+import pytest
+
+from sidrec.errors import ServiceError
+from sidrec.serving.events import export_parquet
+from sidrec.serving.store import Store
+
+WRITER = """
+import sys, threading
+from sidrec.serving.events import EventLog
+from sidrec.serving.schemas import Event
+from sidrec.serving.settings import ServeSettings
+from sidrec.serving.store import Store
+
+settings = ServeSettings(bundle=".")
+log = EventLog(Store(f"sqlite:///{sys.argv[1]}"), settings)
+
+def send(sender):
+    for number in range(10**6):
+        ids = [f"{sys.argv[2]}-{sender}-{number}-{i}" for i in range(5)]
+        log.add([Event(event_id=i, user_id="u", item_id="x") for i in ids]).result()
+        sys.stdout.write("".join(f"{i}\\n" for i in ids)); sys.stdout.flush()
+
+for sender in range(3):
+    threading.Thread(target=send, args=(sender,)).start()
+"""
+"""What serves events, without the model: starts fast enough to be killed several times."""
+
+
+def kept_in(store):
+    opened = Store(f"sqlite:///{store}")
+    with opened.reading() as connection:
+        kept = [row[0] for row in connection.exec_driver_sql("select event_id from events")]
+    opened.close()
+    return kept
+
+
+def test_kill_9_of_the_writer_loses_nothing_acknowledged(tmp_path):
+    acknowledged = set()
+    for cycle in range(4):
+        words = [sys.executable, "-c", WRITER, str(tmp_path / "s.sqlite"), str(cycle)]
+        writer = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        lines = [writer.stdout.readline() for _ in range(100 + 37 * cycle)]
+        writer.kill()
+        lines += writer.stdout.read().split("\n")[:-1]  # the last may be cut short
+        writer.wait()
+        writer.stdout.close()
+        acknowledged |= {line.strip() for line in lines}
+    kept = kept_in(tmp_path / "s.sqlite")
+    assert len(kept) == len(set(kept))
+    assert len(acknowledged) > 400 and acknowledged <= set(kept)
+
+
+def test_kill_9_of_the_server_loses_nothing_acknowledged(server, bundles, tmp_path):
+    """Then the same batches are sent again, as a sender does that got no answer."""
+    store, item = tmp_path / "s.sqlite", bundles.ids[0]
+    running, stop = server(bundles.first, store), threading.Event()
+    acknowledged, batches = [], []
+
+    def batch_of(sender, number):
+        return [
+            {"event_id": f"{sender}-{number}-{i}", "user_id": f"u{sender}", "item_id": item}
+            for i in range(7)
+        ]
+
+    def send(sender):
+        for number in range(10**6):
+            batch = batch_of(sender, number)
+            batches.append(batch)
+            try:
+                status, _ = running.ask("POST", "/v1/events", {"events": batch})
+            except OSError:
+                return
+            assert status == 200
+            acknowledged.append(batch)
+
+    senders = [threading.Thread(target=send, args=(n,)) for n in range(3)]
+    for thread in senders:
+        thread.start()
+    stop.wait(0.4)
+    running.end(signal.SIGKILL)
+    for thread in senders:
+        thread.join()
+    again = server(bundles.first, store)
+    for batch in acknowledged:
+        said = again.ask("POST", "/v1/events", {"events": batch})[1]
+        assert (said["accepted"], said["duplicates"]) == (0, 7)
+    for batch in batches:
+        assert again.ask("POST", "/v1/events", {"events": batch})[0] == 200
+    assert again.ask("GET", "/v1/users/u0/history")[1]["items"][0] == item
+    with pytest.raises(ServiceError, match="in use by another server"):
+        Store(f"sqlite:///{store}")
+    assert again.end() == 0  # SIGTERM: everything answered and written
+    kept = kept_in(store)
+    assert len(acknowledged) > 5
+    assert sorted(kept) == sorted(event["event_id"] for batch in batches for event in batch)
+    opened = Store(f"sqlite:///{store}")
+    assert export_parquet(opened, tmp_path / "events.parquet") == len(kept)
+    opened.close()
+    table = pl.read_parquet(tmp_path / "events.parquet")
+    assert set(table["item_id"]) == {item} and table["timestamp"].min() > 1e15
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0"], "API keys are needed"),
+        (["--port", "70000"], "port must be in"),
+        (["--keys", "missing.toml"], "not a readable TOML file"),
+        (["--store", "mysql://u:secret@h/db"], "driver MySQLdb"),
+        (["--store", "what://u:secret@h/db"], "no database URL"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_without_secrets(words, said, bundles, tmp_path, capfd):
+    from sidrec import cli
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["serve", str(bundles.first), *words])
+    err = capfd.readouterr().err
+    assert stop.value.code in (1, 2) and said in err and "secret" not in err
