@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,14 @@ import torch
 
 import sidrec
 from sidrec import artifact, config, methods
-from sidrec.align_config import OBJECTIVE, REWARD, SHORT, AlignConfig, ContextsConfig
+from sidrec.align_config import (
+    OBJECTIVE,
+    REWARD,
+    SHORT,
+    AlignConfig,
+    ContextsConfig,
+    load_align_config,
+)
 from sidrec.aligning import only, require_same_ids, run_alignment, without_held_out
 from sidrec.alignment.aligner import StepConfig
 from sidrec.alignment.rollouts import RolloutConfig
@@ -20,6 +28,7 @@ from sidrec.alignment.values import Preferences
 from sidrec.errors import ConfigError, DataError, ServiceError
 from sidrec.types import Histories
 
+RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "align"
 EXACT = (config.method(REWARD, "exact"), config.method(REWARD, "prefix"))
 
 
@@ -216,6 +225,34 @@ def test_a_reference_of_other_ids_is_refused(tiny):
     require_same_ids(tiny.run.recommender, tiny.run.recommender)
 
 
+def test_another_bundle_may_be_the_reference(tiny, tmp_path):
+    start = run_alignment(
+        tiny.run.recommender, settings_of("dpo"), run_dir=tmp_path / "one", evaluate=False
+    )
+    other = replace(settings_of("dpo"), reference=str(start.bundle))
+    again = run_alignment(tiny.run.recommender, other, evaluate=False)
+    assert not same(weights(start.recommender), weights(again.recommender))
+
+
+def test_contexts_of_unknown_items_are_left_out_and_counted(tiny):
+    num_items = len(tiny.run.dataset.items)
+    lists = Histories.from_lists
+    chosen = Preferences(
+        lists([[0], [1], [2]]), lists([[3], [num_items], [4]]), lists([[], [], [-1]]),
+        np.array([-1, -1, -1]),
+    )  # fmt: skip
+    result = run_alignment(
+        tiny.run.recommender, settings_of("sft"), preferences=chosen, evaluate=False
+    )
+    assert result.counts["contexts"] == 1
+    assert any("2 of 3 contexts name items outside" in note for note in result.counts["notes"])
+    with pytest.raises(DataError, match="no context is left"):
+        run_alignment(
+            tiny.run.recommender, settings_of("sft"), preferences=chosen.take(np.array([1])),
+            evaluate=False,
+        )  # fmt: skip
+
+
 def test_group_objectives_without_rewards_say_what_to_add(tiny):
     with pytest.raises(ConfigError, match=r"\[\[rewards\]\]"):
         run_alignment(tiny.run.recommender, settings_of("grpo", rewards=()), evaluate=False)
@@ -247,3 +284,10 @@ def test_an_alignment_that_broke_says_so(tiny):
 def test_a_section_of_a_recipe_changes_the_default_of_its_field_not_that_of_its_class():
     settings = config.parse(AlignConfig, {"train": {"epochs": 7}})
     assert settings.train == replace(SHORT, epochs=7)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_are_read(path):
+    settings = load_align_config(path)
+    assert settings.name == path.stem
+    assert settings.objective.name in methods.METHODS["objectives"]

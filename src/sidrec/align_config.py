@@ -75,6 +75,9 @@ class AlignConfig:
     """Where the data come from; by default where the bundle's came from. They must be the same."""
     contexts: ContextsConfig = ContextsConfig()
     """What is learnt on."""
+    reference: str | None = None
+    """Bundle whose generator is the reference of DPO and KL; by default the starting weights. It
+    must speak the same semantic IDs."""
     objective: Annotated[Method, OBJECTIVE] = field(
         default_factory=lambda: config.method(OBJECTIVE, "adagrpo")
     )

@@ -57,7 +57,7 @@ from sidrec.pipeline import (
     weigh_hybrid,
 )
 from sidrec.recipe import RunConfig, read_data
-from sidrec.recommender import Recommender
+from sidrec.recommender import Recommender, load
 from sidrec.tokenizers.lifecycle import ids_version
 from sidrec.training import TrainResult, train
 from sidrec.types import Dataset, Examples, Histories, Ints, Split
@@ -216,7 +216,7 @@ class Alignment:
             if not same:
                 raise ConfigError("what is lent was made for other contexts or another seed")
             preferences = like.every
-        self.every = preferences if preferences is not None else self._contexts()
+        self.every = self._known(preferences if preferences is not None else self._contexts())
         self.preferences, self.learnt_from = self._parted(self.every)
         self.told(f"{len(self.preferences):,} contexts to align on")
         self.renormalise = settings.renormalise
@@ -230,6 +230,11 @@ class Alignment:
                 f"{recommender.generator.name} is not searched by a beam, so what it is aligned on "
                 "would not be what it answers; align causal, s2gr, tiger, liger or cobra"
             )
+        self.reference: nn.Module | None = None
+        if settings.reference is not None:
+            other = load(settings.reference, device=str(recommender.device))
+            require_same_ids(recommender, other)
+            self.reference = other.generator.value
         self.aligner = self._aligner()
 
     def told(self, message: str) -> None:
@@ -252,10 +257,6 @@ class Alignment:
         if chosen.most is not None and len(made) > chosen.most:
             rows = np.random.default_rng(seed).choice(len(made), chosen.most, replace=False)
             made = made.take(np.sort(rows).astype(np.int64))
-        if not len(made):
-            raise DataError(
-                "no context is left to align on: " + ("; ".join(self.notes) or "the split is empty")
-            )
         return made
 
     def _impressions(self) -> Preferences:
@@ -286,6 +287,23 @@ class Alignment:
                 "events; left out"
             )
         return kept
+
+    def _known(self, every: Preferences) -> Preferences:
+        """The contexts whose items are all of the catalogue; the others are counted."""
+        num_items, bad_R = len(self.dataset.items), np.zeros(len(every), dtype=bool)
+        for lists in (every.histories, every.positives, every.negatives):
+            unknown_E = (lists.items_E < 0) | (lists.items_E >= num_items)
+            contexts_E = np.repeat(np.arange(len(every)), lists.lengths)
+            bad_R[contexts_E[unknown_E]] = True
+        if bad_R.any():
+            self.told(
+                f"{int(bad_R.sum()):,} of {len(every):,} contexts name items outside the catalogue "
+                f"of {num_items:,}; left out"
+            )
+            every = every.take(np.flatnonzero(~bad_R))
+        if not len(every):
+            raise DataError("no context is left to align on: " + "; ".join(self.notes))
+        return every
 
     def _parted(self, every: Preferences) -> tuple[Preferences, Preferences]:
         """Contexts of the users to align on, and of those that rewards learn from."""
@@ -362,6 +380,7 @@ class Alignment:
                 rewards=self.rewards,
                 judge=self.judge,
                 judge_weight=1.0 if chosen is None else chosen.config.weight,
+                reference=self.reference,
                 renormalise=bool(self.renormalise),
             )
 
@@ -376,9 +395,7 @@ class Alignment:
         settings = self.settings
         guard = Guard(self.parent, self.validation, on_validation)
         training = config.with_seed(settings.train, settings.seed)
-        batches = ContextBatches(
-            self.preferences, self.aligner.max_length, settings.train.batch_positions
-        )
+        batches = self._batches()
         began = time.perf_counter()
         label = f"align {settings.objective.name}"
         self.on_event(
@@ -414,6 +431,10 @@ class Alignment:
         )
         return result, guard
 
+    def _batches(self) -> ContextBatches:
+        batch_contexts = self.settings.train.batch_positions
+        return ContextBatches(self.preferences, self.aligner.max_length, batch_contexts)
+
     def rebuilt(self, parent: Recommender) -> Recommender:
         """The parent with the aligned generator, its hybrid weighed again."""
         generator = Fitted(
@@ -435,6 +456,29 @@ class Alignment:
             )
             aligned = replace(aligned, hybrid=hybrid)
         return aligned
+
+    def plan(self) -> dict[str, Any]:
+        """What the run would take: contexts, steps, parameters, memory, seconds, by three steps."""
+        batches = self._batches()
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        aligner, began = self.aligner.train(), time.perf_counter()
+        windows = batches.epoch(self.settings.seed, 0)[:3]
+        for rows in windows:
+            batch = aligner.augment(batches.build(rows), generator).to(self.parent.device)
+            aligner.loss(batch)[0].backward()
+        seconds = (time.perf_counter() - began) / len(windows)
+        num_steps = batches.num_batches * self.settings.train.epochs
+        num_bytes = sum(p.numel() * p.element_size() for p in self.policy.parameters())
+        copies = 4 + (self.aligner.reference is not None) + (self.aligner.snapshot is not None)
+        limit = self.settings.train.max_seconds
+        return {
+            "objective": self.settings.objective.name,
+            "contexts": len(self.preferences),
+            "steps": num_steps,
+            "parameters": sum(p.numel() for p in self.policy.parameters()),
+            "memory_mib": round(copies * num_bytes / 2**20, 1),
+            "seconds": round(min(num_steps * seconds, limit or np.inf), 1),
+        }
 
     @property
     def validation(self) -> Examples:

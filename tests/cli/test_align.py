@@ -58,6 +58,16 @@ def test_all_settings_are_written_where_asked_for_and_read_again(tiny, tmp_path,
     assert code == 2 and "exist" in err
 
 
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tiny, tmp_path, capfd):
+    (tmp_path / "align.toml").write_text(RECIPE)
+    words = ("align", tiny.run_dir, tmp_path / "align.toml", "--run-dir", tmp_path / "run")
+    code, out, err = call(capfd, *words, "--dry-run", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["contexts"] == 120 and plan["steps"] == 3 and plan["seconds"] > 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_key_is_named(tiny, tmp_path, capfd):
     (tmp_path / "align.toml").write_text("[rollouts]\nsizes = 4\n")
     code, _, err = call(capfd, "align", tiny.run_dir, tmp_path / "align.toml")

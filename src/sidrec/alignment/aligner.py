@@ -99,6 +99,7 @@ class Aligner(nn.Module):
         rewards: Mixture | None = None,
         judge: Reward | None = None,
         judge_weight: float = 1.0,
+        reference: nn.Module | None = None,
         renormalise: bool = True,
     ) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class Aligner(nn.Module):
         self.register_buffer("counts_N", counts_N, persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         needs_reference = objective.needs_reference or config.track_kl
-        reference = frozen(policy) if needs_reference else None
+        reference = frozen(reference or policy) if needs_reference else None
         self._reference = (reference,)  # a tuple hides it from the state of the module
         self.snapshot = frozen(policy) if config.sync_steps > 1 else None
         self.value_head: nn.Module | None = None
@@ -136,7 +137,7 @@ class Aligner(nn.Module):
 
     @property
     def reference(self) -> nn.Module | None:
-        """The frozen weights that alignment started from."""
+        """The frozen weights that alignment started from, or those of another bundle."""
         return self._reference[0]
 
     def no_weight_decay(self, name: str) -> bool:

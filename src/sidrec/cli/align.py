@@ -24,6 +24,7 @@ def command(
     seed: options.Seed = None,
     device: options.Device = None,
     resume: options.Resume = True,
+    dry_run: options.DryRun = False,
     init: Annotated[
         bool, typer.Option("--init", help="Write all settings to the recipe; train nothing.")
     ] = False,
@@ -59,6 +60,15 @@ def command(
     if not resume:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     recommender = load(options.bundle_path(bundle), device=settings.device)
+    if dry_run:
+        with output.progress() as on_event:
+            plan = aligning.Alignment(recommender, settings, None, None, on_event).plan()
+        if json:
+            output.as_json(plan)
+        else:
+            title = "plan of the alignment (nothing was trained or written)"
+            output.table(title, ("", ""), list(plan.items()))
+        return
     with output.progress() as on_event:
         result = aligning.run_alignment(
             recommender, settings, run_dir=run_dir, on_event=on_event, evaluate=evaluate
