@@ -154,7 +154,8 @@ class EventLog:
         chosen = sa.select(t).where(t.c.user_id == user_id).order_by(t.c.time_us, t.c.id)
         with self.store.reading() as connection:
             rows = connection.execute(chosen.limit(MAX_EXPORTED + 1)).mappings().all()
-        return [dict(row) for row in rows[:MAX_EXPORTED]], len(rows) > MAX_EXPORTED
+        listed = [{str(name): value for name, value in row.items()} for row in rows]
+        return listed[:MAX_EXPORTED], len(listed) > MAX_EXPORTED
 
     def erase(self, user_id: str) -> Future[int]:
         """Delete everything of a user; done once that is on the disk. Result: events deleted."""
@@ -186,10 +187,10 @@ class EventLog:
         cutoff_us = time.time_ns() // 1000 - int(days * 86_400 * 1e6)
         t = tables.events.c
 
-        def write(connection: sa.Connection) -> set[str]:
+        def write(connection: sa.Connection) -> list[str]:
             old = sa.select(t.id).where(t.received_us < cutoff_us).limit(SWEEP_ROWS)
             gone = tables.events.delete().where(t.id.in_(old)).returning(t.user_id)
-            return list(connection.scalars(gone))  # type: ignore[return-value]
+            return list(connection.scalars(gone))
 
         users = self.store.write(write).result()
         self._forget(set(users))

@@ -97,16 +97,16 @@ async def recommend(request: Request, body: RecommendRequest) -> Response:
 
 def with_scenario(service: Service, body: RecommendRequest) -> RecommendRequest:
     """The request over the defaults of its scenario."""
-    scenarios = service.settings.scenarios
-    if body.scenario not in scenarios:
+    scenarios, name = service.settings.scenarios, body.scenario or ""
+    if name not in scenarios:
         raise Problem(
             "invalid_request",
-            f"scenario: no {body.scenario!r}; have {sorted(scenarios)}",
+            f"scenario: no {name!r}; have {sorted(scenarios)}",
             hint="scenarios are named when the server starts, by --scenarios",
             errors=[{"field": "scenario", "message": "unknown"}],
         )
     given = body.model_dump(exclude_unset=True)
-    return RecommendRequest.model_validate({**scenarios[body.scenario], **given})
+    return RecommendRequest.model_validate({**scenarios[name], **given})
 
 
 def degraded_or_not(

@@ -186,12 +186,13 @@ class Snapshot:
         known = [entry for entry in new if entry["item_id"] in row_of]
         fresh = [entry for entry in new if entry["item_id"] not in row_of]
         schema = recommender.items.attributes.schema
+        fields = [name for name in schema if name != "item_id"]
         for entry in new:
-            if unknown := [name for name in entry["attributes"] if name not in schema]:
+            if unknown := [name for name in entry["attributes"] if name not in fields]:
                 raise Problem(
                     "unknown_field",
                     f"item {entry['item_id']!r}: the catalogue has no attribute {unknown[0]!r}; "
-                    f"have {[name for name in schema if name != 'item_id']}",
+                    f"have {fields}",
                     hint="attributes are those of the table that the model was fitted with",
                 )
         available_N, deleted_N = self.available_N, self.deleted_N
@@ -259,8 +260,6 @@ def with_attributes(
     """The table with the named attributes of the rows replaced; other attributes stay."""
     named = list(dict.fromkeys(name for entry in changed for name in entry["attributes"]))
     for name in named:
-        if name == "item_id":
-            raise Problem("invalid_request", "attributes: item_id cannot be changed")
         where = [(r, e) for r, e in zip(rows, changed, strict=True) if name in e["attributes"]]
         values = _series(name, [e["attributes"][name] for _, e in where], table.schema[name])
         # by gathering, since scatter takes no lists

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import polars as pl
+import pytest
+import sqlalchemy as sa
+
+from sidrec.serving.events import export_parquet
+
+MARKER = "marker-7f3a"
+
+
+def event(number, user="ann", item="x", **more):
+    return {"event_id": f"{user}-{number}", "user_id": user, "item_id": item, **more}
+
+
+def send(client, *events, status=200):
+    answer = client.post("/v1/events", json={"events": list(events)})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_events_count_once_and_enter_the_history_at_the_next_request(serving, bundles):
+    a, b, c = bundles.ids[:3]
+    with serving() as client:
+        assert client.get("/v1/users/ann/history").json()["items"] == []
+        said = send(client, event(1, item=a), event(2, item=b), event(1, item=c))
+        assert (said["accepted"], said["duplicates"]) == (2, 1)
+        assert send(client, event(2, item=c))["accepted"] == 0
+        assert client.get("/v1/users/ann/history").json()["items"] == [a, b]
+        body = client.post("/v1/recommend", json={"user_id": "ann", "k": 60}).json()
+        found = {item["item_id"] for item in body["items"]}
+        assert {a, b} & found == set() and c in found
+        by_history = client.post("/v1/recommend", json={"history": [a, b], "k": 60}).json()
+        assert by_history["items"] == body["items"]
+        send(client, event(3, item=c, timestamp="2001-01-01T00:00:00Z"))
+        assert client.get("/v1/users/ann/history").json()["items"] == [c, a, b]
+        send(client, event(4, item="z", event_type="impression"))
+        assert client.get("/v1/users/ann/history").json()["items"] == [c, a, b]
+    with serving() as client:
+        assert client.get("/v1/users/ann/history").json()["items"] == [c, a, b]
+
+
+def test_times_are_read_in_every_form_and_the_far_future_is_refused(serving):
+    with serving() as client:
+        for number, stamp in enumerate((1e9, 1e12, "2001-09-09T01:46:40", "2001-09-09T01:46:40Z")):
+            send(client, event(number, timestamp=stamp))
+        times = {e["time_us"] for e in client.get("/v1/users/ann").json()["events"]}
+        assert times == {10**15}
+        for stamp in ("2999-01-01", -5, "soon", 1e300, "0001-01-01T00:00:00+14:00"):
+            assert send(client, event(9, timestamp=stamp), status=422)["code"] == "invalid_request"
+
+
+def test_too_many_events_of_one_user_are_kept_but_count_for_nothing(serving, bundles, tmp_path):
+    with serving(user_events_per_hour=5) as client:
+        said = send(client, *[event(i, item=bundles.ids[i]) for i in range(8)])
+        assert (said["accepted"], said["quarantined"]) == (8, 3)
+        assert client.get("/v1/users/ann/history").json()["items"] == bundles.ids[:5]
+        assert send(client, event(1, user="bob"))["quarantined"] == 0
+        assert len(client.get("/v1/users/ann").json()["events"]) == 8
+        store = client.service.store
+        assert export_parquet(store, tmp_path / "e.parquet") == 6
+        assert export_parquet(store, tmp_path / "e.parquet", quarantined=True) == 9
+
+
+def test_an_erased_user_is_in_no_table_and_no_file(serving, bundles, tmp_path):
+    with serving() as client:
+        send(client, *[event(i, user=MARKER, item=bundles.ids[i]) for i in range(20)])
+        send(client, event(1, user="bob"))
+        client.post("/v1/recommend", json={"user_id": MARKER})
+        assert client.delete(f"/v1/users/{MARKER}").json() == {"user_id": MARKER, "events": 20}
+        assert client.get(f"/v1/users/{MARKER}/history").json()["items"] == []
+        assert client.get(f"/v1/users/{MARKER}").json()["events"] == []
+        with client.service.store.reading() as connection:
+            for table in sa.inspect(connection).get_table_names():
+                rows = connection.execute(sa.text(f"select * from {table}")).all()
+                assert MARKER not in str(rows)
+        assert MARKER not in client.get("/metrics").text
+        for path in tmp_path.iterdir():
+            assert MARKER.encode() not in path.read_bytes(), path
+        assert len(client.get("/v1/users/bob").json()["events"]) == 1
+
+
+def test_old_events_are_deleted_after_the_retention(serving):
+    with serving(retention_days=2) as client:
+        send(client, event(1), event(2), event(3, user="bob"))
+        old = sa.text("update events set received_us = 0 where user_id = 'ann'")
+        client.service.store.write(lambda connection: connection.execute(old)).result()
+        assert client.get("/v1/users/ann/history").json()["items"] == ["x", "x"]
+        assert client.service.events.sweep() == 2
+        assert client.get("/v1/users/ann").json()["events"] == []
+        assert client.get("/v1/users/ann/history").json()["items"] == []
+        assert len(client.get("/v1/users/bob").json()["events"]) == 1
+
+
+def test_many_senders_at_once_share_commits_and_lose_nothing(serving, bundles):
+    with serving() as client:
+        commits = []
+        client.service.store.on_commit = lambda seconds, size: commits.append(size)
+
+        def one(sender):
+            for number in range(20):
+                send(client, event(number, user=f"u{sender}", item=bundles.ids[number]))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(one, range(8)))
+        for sender in range(8):
+            found = client.get(f"/v1/users/u{sender}/history").json()["items"]
+            assert found == bundles.ids[:20]
+        assert sum(commits) == 160 > len(commits)
+
+
+def test_while_nothing_can_be_written_events_are_refused_and_recommendations_go_on(
+    serving, bundles
+):
+    with serving() as client:
+        store = client.service.store
+        send(client, event(1, item=bundles.ids[0]))
+
+        def full(*_):
+            raise sa.exc.OperationalError("insert", {}, Exception("disk full"))
+
+        insert, store.insert_events = store.insert_events, lambda rows: full
+        problem = send(client, event(2), status=503)
+        assert problem["code"] == "store_unavailable" and "event_id" in problem["hint"]
+        answer = client.post("/v1/recommend", json={"user_id": "ann"}).json()
+        assert answer["items"] and not answer["degraded"]
+        store.insert_events = insert
+        assert send(client, event(2))["accepted"] == 1
+        store.engine.dispose()
+        reading, store.engine.connect = store.engine.connect, full
+        answer = client.post("/v1/recommend", json={"user_id": "who"}).json()
+        assert answer["degraded_reason"] == "store_unavailable" and answer["items"]
+        store.engine.connect = reading
+
+
+def test_the_export_reads_back_as_interactions(serving, bundles, tmp_path):
+    with serving() as client:
+        rows = [event(i, user=f"u{i % 3}", item=bundles.ids[i % 5], weight=0.5) for i in range(30)]
+        send(client, *rows)
+        export_parquet(client.service.store, tmp_path / "e.parquet")
+    import sidrec
+
+    data = sidrec.read(tmp_path / "e.parquet")
+    assert len(data.interactions) == 30
+    assert pl.read_parquet(tmp_path / "e.parquet")["weight"].to_list() == [0.5] * 30
+
+
+@pytest.mark.parametrize("count", [0, 1001])
+def test_a_batch_has_one_to_a_thousand_events(shared, count):
+    rows = [event(i) for i in range(count)]
+    assert send(shared, *rows, status=422)["errors"][0]["field"] == "events"

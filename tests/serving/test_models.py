@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from sidrec.errors import ArtifactError
+from sidrec.serving.problems import Problem
+
+
+def activate(client, name, status=200):
+    answer = client.post("/v1/models/activate", json={"name": name})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def active(client):
+    models = client.get("/v1/models").json()["models"]
+    return [model["name"] for model in models if model["active"]]
+
+
+def test_swap_roll_back_and_restart(serving, bundles):
+    with serving() as client:
+        assert active(client) == ["first"]
+        assert client.post("/v1/models/rollback").json()["code"] == "no_previous_model"
+        client.delete(f"/v1/items/{bundles.ids[5]}")
+        client.post("/v1/items", json={"items": [{"item_id": "new"}]})
+        activate(client, "second")
+        assert active(client) == ["second"]
+        assert client.get("/v1/items/new").status_code == 200
+        assert client.get(f"/v1/items/{bundles.ids[5]}").status_code == 404
+        client.post("/v1/models/rollback")
+        assert active(client) == ["first"]
+        client.post("/v1/models/rollback")
+        assert active(client) == ["second"]
+    with serving() as client:
+        assert active(client) == ["second"]
+    with serving(bundle=bundles.second) as client:
+        assert active(client) == ["second"]
+
+
+def listed(client, history):
+    answer = client.post("/v1/recommend", json={"history": history, "system": "causal"})
+    assert answer.status_code == 200, answer.text
+    return answer.json(), [item["item_id"] for item in answer.json()["items"]]
+
+
+def test_hot_swap_under_load_fails_no_request_and_mixes_no_answer(serving, bundles):
+    with serving(timeout_ms=20_000) as client:
+        versions = {m["name"]: m["version"] for m in client.get("/v1/models").json()["models"]}
+        expected = {}
+        for name in ("first", "second"):
+            activate(client, name)
+            body = client.post(
+                "/v1/recommend", json={"history": bundles.history, "system": "causal"}
+            )
+            expected[name] = [item["item_id"] for item in body.json()["items"]]
+        stop, faults, seen = threading.Event(), [], set()
+
+        def ask():
+            while not stop.is_set():
+                body, found = listed(client, bundles.history)
+                version = versions[body["model"]]
+                whole = not body["degraded"] and body["model_version"] == version
+                if not whole or found != expected[body["model"]]:
+                    faults.append(body)
+                seen.add(body["model"])
+
+        askers = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in askers:
+            thread.start()
+        for swap in range(6):
+            activate(client, ("first", "second")[swap % 2])
+        stop.set()
+        for thread in askers:
+            thread.join()
+        assert not faults and seen == {"first", "second"}
+
+
+@pytest.mark.parametrize("name", ["..", "../first", "first/../second", "/etc", "a\u0000", "x" * 65])
+def test_a_name_that_leaves_the_folder_is_no_model(shared, name):
+    answer = shared.post("/v1/models/activate", json={"name": name})
+    assert answer.status_code == 422
+
+
+def damaged(bundle, folder, kind, rng):
+    """A copy of the bundle with one thing wrong."""
+    target = folder / f"bad-{kind}-{rng.integers(1 << 30)}"
+    shutil.copytree(bundle, target)
+    files = sorted(p for p in target.rglob("*") if p.is_file())
+    path = files[rng.integers(len(files))]
+    content = bytearray(path.read_bytes())
+    if kind == "truncate":
+        path.write_bytes(content[: rng.integers(len(content))])
+    elif kind == "flip":
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+    elif kind == "symlink":
+        moved = folder.parent / f"outside-{rng.integers(1 << 30)}"
+        path.rename(moved)
+        path.symlink_to(moved)
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "wrong_hash":
+        manifest = json.loads((target / "manifest.json").read_text())
+        name = sorted(manifest["files"])[rng.integers(len(manifest["files"]))]
+        manifest["files"][name]["sha256"] = "0" * 64
+        (target / "manifest.json").write_text(json.dumps(manifest))
+    elif kind == "huge_header":
+        arrays = target / "arrays.safetensors"
+        arrays.write_bytes((1 << 60).to_bytes(8, "little") + arrays.read_bytes()[8:])
+    return target
+
+
+KINDS = ("truncate", "flip", "symlink", "missing", "wrong_hash", "huge_header")
+
+
+def test_a_damaged_bundle_is_refused_and_the_old_one_goes_on(serving, bundles, tmp_path):
+    """Manifests are identity, not signature: flips that leave it valid JSON are caught below it."""
+    models, rng = tmp_path / "models", np.random.default_rng(0)
+    models.mkdir()
+    with serving(models_dir=models) as client:
+        before = client.post("/v1/recommend", json={"history": bundles.history}).json()["items"]
+        for kind in KINDS * 3:
+            bad = damaged(bundles.second, models, kind, rng)
+            problem = client.post("/v1/models/activate", json={"name": bad.name})
+            if problem.status_code == 200:  # a flip in a free text of the manifest, say
+                assert kind == "flip"
+                client.post("/v1/models/rollback")
+                continue
+            assert problem.status_code in (404, 409), problem.text
+            assert problem.json()["code"] in ("broken_model", "unknown_model")
+        assert activate(client, "nothing", 404)["code"] == "unknown_model"
+        after = client.post("/v1/recommend", json={"history": bundles.history}).json()["items"]
+        assert after == before
+
+
+def test_a_model_that_gives_no_numbers_is_refused(serving, bundles, tmp_path):
+    import copy
+    from dataclasses import replace
+
+    import torch
+
+    fitted = bundles.recommender.generator
+    broken = copy.deepcopy(fitted.value)
+    with torch.no_grad():
+        for weights in broken.parameters():
+            weights.fill_(torch.nan)
+    sick = replace(bundles.recommender, generator=replace(fitted, value=broken), hybrid=None)
+    models = tmp_path / "models"
+    sick.save(models / "sick")
+    with serving(models_dir=models) as client:
+        assert activate(client, "sick", 409)["code"] == "broken_model"
+    with pytest.raises((Problem, ArtifactError, ValueError)), serving(bundle=models / "sick"):
+        pass
+
+
+def test_an_experiment_splits_users_for_good(serving, bundles):
+    with serving() as client:
+        arms = [{"name": "a", "system": "popularity"}, {"name": "b", "weight": 3}]
+        started = client.put("/v1/experiments/ranking", json={"variants": arms})
+        assert started.status_code == 200
+        assert client.put("/v1/experiments/other", json={"variants": arms}).status_code == 409
+        found = {}
+        for user in range(200):
+            path = f"/v1/experiments/ranking/users/u{user}"
+            found[f"u{user}"] = client.get(path).json()["variant"]
+        assert 120 < sum(variant == "b" for variant in found.values()) < 180
+        for user in list(found)[:10]:
+            client.post("/v1/events", json={"events": [
+                {"event_id": user, "user_id": user, "item_id": bundles.ids[0]}]})  # fmt: skip
+            body = client.post("/v1/recommend", json={"user_id": user}).json()
+            assert body["experiment"] == {"name": "ranking", "variant": found[user]}
+            source = body["items"][0]["source"]
+            assert (source == "popularity") == (found[user] == "a")
+    with serving() as client:
+        path = "/v1/experiments/ranking/users/u7"
+        assert client.get(path).json()["variant"] == found["u7"]
+        assert client.delete("/v1/experiments/ranking").json() == {"experiments": []}
+        assert client.get(path).status_code == 404
