@@ -226,12 +226,19 @@ def test_a_reference_of_other_ids_is_refused(tiny):
 
 
 def test_another_bundle_may_be_the_reference(tiny, tmp_path):
-    start = run_alignment(
-        tiny.run.recommender, settings_of("dpo"), run_dir=tmp_path / "one", evaluate=False
-    )
-    other = replace(settings_of("dpo"), reference=str(start.bundle))
-    again = run_alignment(tiny.run.recommender, other, evaluate=False)
-    assert not same(weights(start.recommender), weights(again.recommender))
+    other = sidrec.load(tiny.run.bundle)
+    with torch.no_grad():
+        other.generator.value.items.weight.mul_(3.0)
+    other.save(tmp_path / "other")
+    moved = []
+    for reference in (None, str(tmp_path / "other")):
+        run_alignment(
+            tiny.run.recommender,
+            replace(settings_of("dpo"), reference=reference),
+            evaluate=False,
+            on_validation=lambda policy, _: moved.append(policy.items.weight.detach().clone()),
+        )
+    assert torch.equal(moved[0], moved[3]) and not torch.equal(moved[2], moved[5])
 
 
 def test_contexts_of_unknown_items_are_left_out_and_counted(tiny):
