@@ -87,6 +87,7 @@ def main() -> None:
             GENERATOR,
             "causal",
             legal_softmax=False,
+            node_vectors=False,  # they know which IDs exist
             train={"max_seconds": arguments.sft_seconds, "clock": "processor"},
         ),
         scorers=(),

@@ -58,19 +58,20 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = prepared(arguments)
     for name, (objective, options) in rows(arguments, bench).items():
-        if not arguments.rows or name in arguments.rows:
+        if arguments.rows is None or name in arguments.rows:
             bench.row(name, objective, **options)
-    figures = bench.figures(baseline="sft", plain="best")
-    what = "align_shop" + (f"_noise{arguments.noise}" if arguments.noise else "")
-    curves = {name: told.curve for name, told in bench.told.items()}
-    path = write(
-        what,
-        figures,
-        seeds=[arguments.seed],
-        command=" ".join(["python", *sys.argv]),
-        notes=json.dumps({"curves": curves}),
-    )
-    print(f"wrote {path.name}")
+    if bench.rows:
+        figures = bench.figures(baseline="sft", plain="best")
+        what = "align_shop" + (f"_noise{arguments.noise}" if arguments.noise else "")
+        curves = {name: told.curve for name, told in bench.told.items()}
+        path = write(
+            what,
+            figures,
+            seeds=[arguments.seed],
+            command=" ".join(["python", *sys.argv]),
+            notes=json.dumps({"curves": curves}),
+        )
+        print(f"wrote {path.name}")
     if arguments.cells:
         path = write(
             "align_shop_cells",
@@ -89,7 +90,7 @@ def prepared(arguments: argparse.Namespace) -> Bench:
         seed=arguments.seed,
         data=DataConfig(name="shop"),
         tokenizer=config.method(TOKENIZER, "residual_kmeans", num_codes=32),
-        generator=config.method(GENERATOR, "causal", legal_softmax=False),
+        generator=config.method(GENERATOR, "causal", legal_softmax=False, node_vectors=False),
         scorers=(),
         hybrid=HybridConfig(members=()),
         decoding=DecodingConfig(renormalise=False),
@@ -156,7 +157,7 @@ def cells(bench: Bench) -> dict[str, dict[str, object]]:
     settings = replace(bench.settings, objective=config.method(OBJECTIVE, "adagrpo"))
     for cell in analyse(
         bench.recommender, settings, data=bench.dataset, preferences=bench.preferences,
-        like=bench.lent,
+        like=bench.lent, parts=bench.parts,
     ):  # fmt: skip
         key = f"shop.cell.{cell.name.replace(', ', '_').replace(' ', '_')}"
         figures[f"{key}.share"] = {"value": round(cell.share, 4), "unit": "ratio"}

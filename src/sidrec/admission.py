@@ -2,8 +2,8 @@
 
 Training contexts are sorted by the two diagnostics of the objective, on rollouts of the policy as
 it is: is the truth difficult for it, and does the reward tell the truth from the rollouts? Each of
-the four cells then trains a copy of the policy by GRPO alone, on as many contexts as the others,
-and validation says what that did. The paper's picture: only difficult and discriminable contexts
+the four cells then trains a copy of the policy by GRPO alone, for as many steps as the others, and
+validation says what that did. The paper's picture: only difficult and discriminable contexts
 gain.
 
 Source:   the stratified study of AdaGRPO (arXiv:2606.08480); its details are ours.
@@ -34,7 +34,7 @@ from sidrec.guard import Guard
 from sidrec.pipeline import OnEvent, quiet
 from sidrec.recommender import Recommender
 from sidrec.training import train
-from sidrec.types import Bools, Dataset, Ints
+from sidrec.types import Bools, Dataset, Ints, Split
 
 CELLS: tuple[tuple[bool, bool], ...] = ((True, True), (True, False), (False, True), (False, False))
 """(difficult, discriminable)."""
@@ -49,7 +49,7 @@ class Cell:
     share: float
     """Of all contexts."""
     num_contexts: int
-    """Trained on: the same for all cells that have as many."""
+    """Trained on; cells that have fewer than others go through theirs more often."""
     recall: Figure | None
     """Recall@10 on validation, after minus before; None where the cell is empty."""
     ndcg: Figure | None
@@ -80,8 +80,9 @@ def analyse(
     most: int = 2048,
     on_event: OnEvent = quiet,
     like: Alignment | None = None,
+    parts: Split | None = None,
 ) -> list[Cell]:
-    """The four cells; each trains on at most `most` contexts, as many as the smallest that has any.
+    """The four cells; each trains for as many steps as `most` contexts make.
 
     `settings.objective` must be adagrpo; its diagnostics sort, its training settings train.
     """
@@ -89,7 +90,7 @@ def analyse(
         raise ConfigError(
             f"the analysis sorts contexts by adagrpo's diagnostics, got {settings.objective.name!r}"
         )
-    work = Alignment(recommender, settings, data, preferences, on_event, like)
+    work = Alignment(recommender, settings, data, preferences, on_event, like, parts)
     difficult_R, discriminable_R = diagnosed(work)
     guard = Guard(recommender, work.validation)
     start = answers(guard, recommender.generator.value)
@@ -97,21 +98,18 @@ def analyse(
         np.flatnonzero((difficult_R == difficult) & (discriminable_R == discriminable))
         for difficult, discriminable in CELLS
     ]
-    size = min(
-        [most, *(len(rows) for rows in rows_C if len(rows) >= settings.train.batch_positions)]
-    )
     cells = []
     for (difficult, discriminable), rows in zip(CELLS, rows_C, strict=True):
         one = Cell(
             difficult=difficult, discriminable=discriminable,
-            share=len(rows) / max(len(difficult_R), 1), num_contexts=min(size, len(rows)),
+            share=len(rows) / max(len(difficult_R), 1), num_contexts=min(most, len(rows)),
             recall=None, ndcg=None, invalid_share=None, gradient_norm=None, silent_share=None,
         )  # fmt: skip
         on_event({"stage": "cells", "message": f"{one.name}: {one.share:.1%} of contexts"})
         if len(rows):
             random = np.random.default_rng(settings.seed)
             chosen = np.sort(random.choice(rows, one.num_contexts, replace=False))
-            one = trained_on(one, work, guard, start, chosen.astype(np.int64))
+            one = trained_on(one, work, guard, start, chosen.astype(np.int64), most)
         cells.append(one)
     return cells
 
@@ -140,8 +138,10 @@ def contexts(work: Alignment, preferences: Preferences) -> ContextBatches:
     return ContextBatches(preferences, work.aligner.max_length, batch_contexts)
 
 
-def trained_on(cell: Cell, work: Alignment, guard: Guard, start: Sequence[Any], rows: Ints) -> Cell:
-    """The cell with what one epoch of GRPO alone on these contexts did."""
+def trained_on(
+    cell: Cell, work: Alignment, guard: Guard, start: Sequence[Any], rows: Ints, most: int
+) -> Cell:
+    """The cell with what GRPO alone on these contexts did, in as many steps as `most` make."""
     chosen = work.preferences.take(rows)
     batches, aligner = contexts(work, chosen), only_rewards(work)
     norms, silent = [], []
@@ -153,7 +153,8 @@ def trained_on(cell: Cell, work: Alignment, guard: Guard, start: Sequence[Any], 
         norms.append(float(torch.nn.utils.get_total_norm(grads)))
         silent.append(float(parts["silent_share"]))
     aligner.zero_grad()
-    training = replace(config.with_seed(work.settings.train, work.settings.seed), epochs=1)
+    training = config.with_seed(work.settings.train, work.settings.seed)
+    training = replace(training, epochs=max(1, round(most / len(rows))), max_seconds=None)
     train(aligner, batches, training, validate=None, device=str(work.parent.device))
     recall_Q, ndcg_Q, invalid = answers(guard, aligner.policy.eval())
     return replace(
