@@ -1,7 +1,8 @@
 """A recommender on disk: everything it needs to answer, nothing about the users it learnt from.
 
 Layout:   bundle/{manifest.json, arrays.safetensors, items.parquet, semantic_ids.parquet,
-          embedding/, tokenizer/, generator/, scorer_<name>/}; retrievers are their configs.
+          embedding/, tokenizer/, generator/, scorer_<name>/, searcher_<name>/};
+          retrievers are their configs.
 Cost:     loading: one SHA-256 pass over every file.
 Shapes:   N items, L levels.
 """
@@ -20,6 +21,7 @@ from sidrec.config import Stage
 from sidrec.errors import ArtifactError
 from sidrec.fitted import Fitted
 from sidrec.retrieval.fusion import Hybrid
+from sidrec.search_part import SearchPart
 from sidrec.tokenizers.lifecycle import ids_version
 from sidrec.types import CatalogueContext, Histories, Items, ItemVectors, SemanticIds, as_ids
 
@@ -42,7 +44,9 @@ def save(recommender: Recommender, path: str | Path) -> str:
         recommender.generator.save(folder / "generator")
         for name, fitted in recommender.scorers.items():
             fitted.save(folder / f"scorer_{name}")
-        hybrid = recommender.hybrid
+        hybrid, search = recommender.hybrid, recommender.search_part
+        for name, fitted in search.searchers.items() if search else ():
+            fitted.save(folder / f"searcher_{name}")
         state = {
             "num_codes": list(recommender.ids.num_codes),
             "views": [list(view) for view in recommender.vectors.views],
@@ -50,6 +54,7 @@ def save(recommender: Recommender, path: str | Path) -> str:
             "scorers": list(recommender.scorers),
             "retrievers": [config.to_dict(chosen) for chosen in recommender.retrievers],
             "hybrid": hybrid.to_dict() if hybrid else None,
+            "search": search.state() if search else None,
             "beam_width": recommender.beam_width,
             "renormalise": recommender.renormalise,
             "length_penalty": recommender.length_penalty,
@@ -110,6 +115,9 @@ def parts(path: str | Path, device: torch.device) -> dict[str, Any]:
                 for chosen in state.get("retrievers", [])
             ),
             "hybrid": None if state["hybrid"] is None else Hybrid(**state["hybrid"]),
+            "search_part": SearchPart.from_state(state["search"], fitted)
+            if state.get("search")
+            else None,
             "beam_width": state["beam_width"],
             "renormalise": state["renormalise"],
             "length_penalty": state.get("length_penalty", 0.0),

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         PreferenceLogProbs,
         Rollouts,
     )
+    from sidrec.data.search.values import SearchData
     from sidrec.decoding.prefix_index import PrefixIndex
     from sidrec.fitted import Fitted
+    from sidrec.retrieval.fusion import Opinion
     from sidrec.types import (
         Bools,
         Candidates,
@@ -200,6 +202,27 @@ class Retriever(Protocol):
         keep_N: Bools | None = None,
     ) -> Candidates:
         """The k best items that the rules leave, best first; −1 where fewer exist."""
+        ...
+
+
+class Searcher(Protocol):
+    """Queries to items. Plain methods with `arrays` and `state`, as `fitted.Fitted` saves them."""
+
+    config_class: ClassVar[type]
+
+    @classmethod
+    def fit(cls, items: Items, config: Any, queries: SearchData | None = None) -> Self:
+        """Ready to be asked about these items; learnt from judged queries where it learns."""
+        ...
+
+    def ask(self, texts: Sequence[str], pool: int, keep_N: Bools | None = None) -> Opinion:
+        """The `pool` best items that the rules leave, and the score of any item; −inf where an item
+        is no answer: such items are never listed, and a query of unknown words lists none.
+        """
+        ...
+
+    def with_items(self, items: Items) -> Self:
+        """The same searcher over a catalogue whose first items are the present ones."""
         ...
 
 

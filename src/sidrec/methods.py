@@ -61,6 +61,7 @@ METHODS: dict[str, dict[str, str]] = {
     },
     "searchers": {
         "bm25": "sidrec.retrieval.search.bm25:Bm25",
+        "dual_tower": "sidrec.retrieval.search.dual_tower:DualTower",
     },
     "retrievers": {
         "mixture": "sidrec.retrieval.mixture:Mixture",

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from sidrec import bundle, explore, filters, methods
+from sidrec import bundle, explore, filters, methods, searching
 from sidrec.bundle import serving_context
 from sidrec.config import Method
 from sidrec.contracts import Retriever
@@ -33,6 +33,7 @@ from sidrec.processes import choose_device
 from sidrec.retrieval.fusion import Hybrid, Member, fuse, generator_member, scorer_member
 from sidrec.retrieval.new_items import reserved, with_new_items
 from sidrec.retrieval.top_items import top_items
+from sidrec.search_part import SearchPart
 from sidrec.tokenizers.collisions import assign_new
 from sidrec.tokenizers.health import Health
 from sidrec.tokenizers.lifecycle import ids_version
@@ -79,6 +80,8 @@ class Recommender:
     """Rank the generator's IDs by score / symbols^penalty; see `decoding.beam`."""
     new_item_share: float = 0.0
     """Least share of every list for items without training events; see `retrieval.new_items`."""
+    search_part: SearchPart | None = None
+    """What answers queries; None until `with_search`."""
     ids_parent: str | None = None
     """Version of the IDs that these came from by `add_items`, or by a fit with a `parent`."""
     aligned_from: str | None = None
@@ -178,6 +181,41 @@ class Recommender:
                 parts.append((start + places, found, source))
         lost = [len(request) - len(r) for request, r in zip(asked, rows, strict=True)]  # type: ignore[arg-type]
         return self._frame(parts, users, lost if unknown == "skip" else None)
+
+    def search(
+        self,
+        query: str | Sequence[str],
+        history: Sequence[str] | None = None,
+        *,
+        k: int = 10,
+        system: str | None = None,
+        exclude: Sequence[str] = (),
+        allow: Sequence[str] | None = None,
+        where: Mapping[str, Any] | Callable[[pl.DataFrame], Any] | None = None,
+        unknown: str = "error",
+    ) -> pl.DataFrame:
+        """The k best answers to one query, or to each of several.
+
+        Columns: query, rank, item_id, title, score, semantic_id, source. Fewer than k rows where
+        fewer items answer, none where no word is known. A history, oldest item first, moves the
+        answers that a person would like up; `exclude`, `allow` and `where` are those of
+        `recommend`. An empty or over-long query, and a bundle without a search part, raise
+        DataError. Scores of different systems do not compare.
+        """
+        if unknown not in ("error", "skip"):
+            raise ConfigError(f"unknown must be 'error' or 'skip', got {unknown!r}")
+        return searching.search(
+            self,
+            [query] if isinstance(query, str) else query,
+            history=None if history is None else self._rows(history, unknown),
+            k=k,
+            system=system,
+            keep_N=self._kept(exclude, allow, where),
+        )
+
+    def with_search(self, part: SearchPart) -> Self:
+        """A recommender that also answers queries, by a part fitted over the same items."""
+        return replace(self, search_part=part, content_hash=None)
 
     def candidates(
         self,
@@ -366,6 +404,7 @@ class Recommender:
             ids=all_ids,
             generator=grown(self.generator),
             scorers={name: grown(fitted) for name, fitted in self.scorers.items()},
+            search_part=self.search_part and self.search_part.with_items(items),
             ids_parent=self.ids_version,
             content_hash=None,
             index_override=self.index.insert(new_rows, ids.codes),

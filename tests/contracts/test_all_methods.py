@@ -7,7 +7,7 @@ import pytest
 from sidrec import methods
 from sidrec.testing.tiny_catalogue import small_config
 
-STAGES = ("embeddings", "tokenizers", "generators", "scorers", "objectives", "rewards")
+STAGES = ("embeddings", "tokenizers", "generators", "scorers", "objectives", "rewards", "searchers")
 
 
 def cases():

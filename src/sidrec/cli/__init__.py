@@ -27,6 +27,8 @@ from sidrec.cli import (
     migrate,
     output,
     recommend,
+    search,
+    search_fit,
     serve,
 )
 from sidrec.errors import ServiceError, SidrecError
@@ -49,6 +51,8 @@ app.command("align")(align.command)
 app.command("admission")(admission.command)
 app.command("evaluate")(evaluate.command)
 app.command("recommend")(recommend.command)
+app.command("search")(search.command)
+app.command("search-fit")(search_fit.command)
 app.command("inspect")(inspect.command)
 app.command("serve")(serve.command)
 app.command("key")(serve.key)

@@ -138,7 +138,7 @@ class Bm25:
         return opinion_of(self.scores(texts), pool, keep_N)
 
     def with_items(self, items: Items) -> Self:
-        """The index of the whole catalogue `items`, in which this one's items come first."""
+        """The index of a catalogue whose first items are the present ones."""
         return type(self).fit(items, self.config)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -1,0 +1,140 @@
+"""`sidrec search`: items for a query, or the figures of a judged set of queries."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sidrec.cli import options, output
+from sidrec.errors import ConfigError
+
+CUTS = (10, 100)
+"""Where recall is cut; nDCG at the first."""
+
+
+def command(
+    bundle: options.Bundle,
+    query: Annotated[str | None, typer.Argument(help="Words to search for.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Items to list.")] = 10,
+    history: Annotated[
+        str, typer.Option("--history", help="Item ids, oldest first, separated by commas.")
+    ] = "",
+    system: Annotated[str, typer.Option("--system", help="hybrid, or a searcher.")] = "",
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where", help='Filter, e.g. \'{"field": "price", "op": "lt", "value": 50}\'.'
+        ),
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option("--queries", help="A file of queries to measure on.")
+    ] = None,
+    judgements: Annotated[
+        Path | None, typer.Option("--judgements", help="Their graded items.")
+    ] = None,
+    worst: Annotated[int, typer.Option("--worst", help="Queries to print, worst first.")] = 10,
+    on_error: Annotated[
+        str, typer.Option("--on-error", help="raise, or skip and count faulty rows.")
+    ] = "raise",
+    json: options.Json = False,
+) -> None:
+    """Search a bundle that `sidrec search-fit` has given a search part.
+
+    With --queries and --judgements: nDCG@10, recall and MRR with intervals over queries, and the
+    queries it answers worst.
+    """
+    from sidrec.recommender import load
+
+    measured = (queries is not None, judgements is not None)
+    if (query is None) != all(measured) or any(measured) != all(measured):
+        raise ConfigError("give either a query, or both --queries and --judgements")
+    recommender = load(options.bundle_path(bundle), device="cpu")
+    if queries is not None and judgements is not None:
+        measure(recommender, queries, judgements, system or None, worst, on_error, json)
+        return
+    frame = recommender.search(
+        query or "",
+        [part.strip() for part in history.split(",") if part.strip()] or None,
+        k=k,
+        system=system or None,
+        where=None if where is None else tree_of(where),
+    )
+    rows = frame.to_dicts()
+    if json:
+        output.as_json(rows)
+        return
+    if not rows:
+        output.line("nothing found: no word of the query is known, or the filter leaves no item")
+        return
+    columns = ("rank", "item_id", "title", "score", "source")
+    output.table(
+        rows[0]["query"], columns, [[short(row[name]) for name in columns] for row in rows]
+    )
+
+
+def measure(
+    recommender: Any,
+    queries: Path,
+    judgements: Path,
+    system: str | None,
+    worst: int,
+    on_error: str,
+    json: bool,
+) -> None:
+    """Every system of the search part (or one) on judged queries."""
+    from sidrec import searching
+    from sidrec.data.search.layouts import read_tables
+    from sidrec.evaluation.search import search_report
+
+    if on_error not in ("raise", "skip"):
+        raise ConfigError(f"--on-error must be raise or skip, got {on_error!r}")
+    part = searching.part_of(recommender)
+    asked = read_tables(queries, judgements, recommender.items, on_error=on_error)
+    names = part.systems if system is None else [system]
+    reports = []
+    for name in names:
+        found = searching.answers(part, asked.queries.texts, max(CUTS), system=name)
+        reports.append(search_report(name, found, asked, ndcg_ks=CUTS[:1], recall_ks=CUTS))
+    if json:
+        summaries = [report.summary() for report in reports]
+        output.as_json({"notes": list(asked.notes), "systems": summaries})
+        return
+    for text in asked.notes:
+        output.note(text)
+    metrics = list(reports[0].figures)
+    cells = [[report.name, *(cell(report.figures.get(m)) for m in metrics)] for report in reports]
+    output.table(f"{asked.name}: {len(asked.queries)} queries", ["system", *metrics], cells)
+    first = reports[0]
+    columns = ["query", *first.per_query]
+    rows = [[short(row["query"]), *(blank(row[m]) for m in first.per_query)]
+            for row in first.worst(metrics[0], worst)]  # fmt: skip
+    output.table(f"{first.name}: worst queries first", columns, rows)
+
+
+def cell(figure: Any) -> str:
+    """A figure with its interval."""
+    if figure is None:
+        return ""
+    interval = "" if figure.low is None else f" [{figure.low:.4f}, {figure.high:.4f}]"
+    return f"{figure.value:.4f}{interval}"
+
+
+def blank(value: float | None) -> Any:
+    """Nothing where a query has no value."""
+    return "" if value is None else value
+
+
+def short(value: Any) -> Any:
+    """Text cut to fit a table."""
+    return f"{value[:57]}…" if isinstance(value, str) and len(value) > 58 else value
+
+
+def tree_of(text: str) -> Any:
+    """The filter of --where. ConfigError where it is no JSON."""
+    try:
+        return jsonlib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--where is not JSON: {error}") from error
