@@ -52,6 +52,7 @@ class Opposite:
     """Ten times the opposite of the business reward: a judge that conflicts on purpose."""
 
     config_class: ClassVar[type] = OppositeConfig
+    learns: ClassVar[bool] = True  # nothing, but so it sees the contexts that the judge's rows see
     rewards: tuple[Any, ...]
 
     @classmethod
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
     parser.add_argument("--nll", type=float, default=0.0, help="weight of likelihood in every row")
     parser.add_argument("--runs", type=Path, default=Path("runs/align"))
+    parser.add_argument("--tag", default="", help="added to the name of the file")
     parser.add_argument("--part", choices=("test", "valid"), default="test")
     arguments = parser.parse_args()
     benches = [measured(arguments, seed) for seed in arguments.seeds]
@@ -87,7 +89,7 @@ def main() -> None:
                 print(name, judge)
     if arguments.part == "test":
         path = write(
-            f"align_s_grec_{arguments.data}",
+            "_".join(filter(None, ("align_s_grec", arguments.tag, arguments.data))),
             figures,
             seeds=arguments.seeds,
             command=" ".join(["python", *sys.argv]),
