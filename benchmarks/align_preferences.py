@@ -3,8 +3,10 @@
     python benchmarks/align_preferences.py --data mind --seconds 60
     python benchmarks/align_preferences.py --data beauty_logged --seconds 60
 
-One supervised policy that writes freely (no legal softmax), aligned on contexts of a history, what
-was clicked and what was shown beside it. `sft` trains on the positives alone for as long.
+One supervised policy that writes freely (no legal softmax, no node vectors), aligned on contexts of
+a history, what was clicked and what was shown beside it. `sft` trains on the positives alone for as
+long. With `--warm-seconds` all rows start after likelihood on the positives: news that is clicked
+is new, and histories alone teach little of it.
 
 mind: 5,000 impressions, each a sequence of its history and first click; users parted at random into
 70 % to train, 10 % to validate, 20 % to test (a user's history is training data in every part).
@@ -65,6 +67,12 @@ def main() -> None:
     parser.add_argument("--data", choices=("mind", "beauty_logged"), default="mind")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training a row, processor")
     parser.add_argument("--sft-seconds", type=float, default=120.0, help="of the policy before")
+    parser.add_argument(
+        "--warm-seconds",
+        type=float,
+        default=0.0,
+        help="of likelihood on positives, before all rows",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
@@ -115,24 +123,27 @@ def main() -> None:
         ),
         guard=False,
     )
-    bench = Bench(
-        data=arguments.data,
-        recommender=recommender,
-        dataset=dataset,
-        parts=parts,
-        settings=align,
-        preferences=preferences,
-    )
+    shared = {"data": arguments.data, "dataset": dataset, "parts": parts}
+    if arguments.warm_seconds:
+        longer = replace(align.train, learning_rate=1e-3, max_seconds=arguments.warm_seconds)
+        warm = Bench(
+            recommender=recommender,
+            settings=replace(align, train=longer),
+            preferences=preferences,
+            **shared,
+        )
+        recommender = warm.row("start", "sft").recommender
+    bench = Bench(recommender=recommender, settings=align, preferences=preferences, **shared)
     for name in arguments.rows:
         objective, options = ROWS[name]
         if arguments.beta is not None and name != "sft":
             options = {**options, "beta": arguments.beta}
         bench.row(name, objective, **options)
     figures = bench.figures(baseline="sft") if "sft" in arguments.rows else {}
-    shared = shared_share(bench)
-    for codes, share in shared.items():
+    pairs = shared_share(bench)
+    for codes, share in pairs.items():
         figures[f"{arguments.data}.pairs_sharing_{codes}"] = {"value": share, "unit": "ratio"}
-    print(shared)
+    print(pairs)
     if arguments.part == "test" and figures:
         path = write(
             f"align_{arguments.data}",
