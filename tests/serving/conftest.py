@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from sidrec.serving.app import create_app
+from sidrec.serving.auth import ROLES
 from sidrec.serving.settings import ServeSettings
 
 
@@ -114,3 +116,22 @@ def server():
     for one in started:
         if one.process.poll() is None:
             one.end(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def keys_of():
+    """A key of each role."""
+    return {role: f"sidrec_{role}" for role in ROLES[1:]}
+
+
+@pytest.fixture
+def keys_file(keys_of, tmp_path):
+    """The file that the server knows them by."""
+    path = tmp_path / "keys.toml"
+    path.write_text(
+        "\n".join(
+            f'[keys.{role}]\nrole = "{role}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"'
+            for role, key in keys_of.items()
+        )
+    )
+    return path

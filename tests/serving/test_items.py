@@ -67,6 +67,9 @@ def test_availability_and_deletion_count_at_once_and_survive_a_restart(serving, 
         assert client.get(f"/v1/items/{away}").json()["available"] is False
     with serving() as client:
         assert not {away, gone} & listed(client, history, exclude_viewed=False)
+        titled = client.patch(f"/v1/items/{away}", json={"attributes": {"title": "away"}})
+        assert titled.json()["items"][0]["available"] is False
+        assert client.patch(f"/v1/items/{gone}", json={"available": True}).status_code == 404
         assert client.patch(f"/v1/items/{away}", json={"available": True}).status_code == 200
         upsert(client, {"item_id": gone})
         assert {away, gone} <= listed(client, history, exclude_viewed=False)

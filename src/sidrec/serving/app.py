@@ -22,7 +22,7 @@ from sidrec.serving.routes import router
 from sidrec.serving.service import Service
 from sidrec.serving.settings import ServeSettings
 
-OF_STATUS = {404: "not_found", 405: "method_not_allowed", 400: "unreadable_body"}
+OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 def create_app(settings: ServeSettings) -> FastAPI:

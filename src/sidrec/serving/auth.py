@@ -104,8 +104,10 @@ def read_keys(path: Path | None) -> tuple[Key, ...]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is not a readable TOML file of keys: {error}") from error
-    keys = []
-    for name, table in (tables.get("keys") or {}).items():
+    keys, listed = [], tables.get("keys", {})
+    if not isinstance(listed, dict):
+        raise ConfigError(f"{path}: keys must be tables [keys.<name>]; see `sidrec key`")
+    for name, table in listed.items():
         digest = str(table.get("sha256", "")).lower() if isinstance(table, dict) else ""
         if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise ConfigError(f"{path}: keys.{name} needs sha256, 64 hex digits; see `sidrec key`")

@@ -12,6 +12,7 @@ import os
 import time
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidrec.serving.auth import may, needed_role, offered_key, role_of
@@ -100,7 +101,7 @@ def _limited(receive: Receive, limit: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > limit:
-            raise _body_too_large(limit)
+            raise HTTPException(413)  # the framework turns any other error here into a 400
         return dict(message)
 
     return receiving

@@ -36,7 +36,7 @@ from sidrec.serving.store import Store
 
 log = logging.getLogger("sidrec.serving")
 Entry = Mapping[str, Any]
-"""An item to add or change: item_id, attributes, available."""
+"""An item to add or change: item_id, attributes, available (None: as it is)."""
 
 
 @dataclass(eq=False)
@@ -129,11 +129,16 @@ class Models:
             place = connection.scalar(sa.select(sa.func.max(t.c.place))) or 0
             for entry in entries:
                 same = t.c.item_id == entry["item_id"]
-                stored = connection.execute(sa.select(t.c.attributes).where(same)).first()
-                named = {} if stored is None else orjson.loads(stored[0])
+                chosen = sa.select(t.c.attributes, t.c.available).where(same)
+                stored = connection.execute(chosen).first()
+                named, available = ("{}", True) if stored is None else stored
+                if entry["available"] is not None:
+                    available = entry["available"]
                 values = {
-                    "attributes": orjson.dumps({**named, **entry["attributes"]}).decode(),
-                    "available": entry["available"],
+                    "attributes": orjson.dumps(
+                        {**orjson.loads(named), **entry["attributes"]}
+                    ).decode(),
+                    "available": available,
                     "deleted": deleted,
                 }
                 if stored is None:

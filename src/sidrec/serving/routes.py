@@ -222,10 +222,8 @@ async def get_item(request: Request, item_id: IdInPath) -> Response:
 async def patch_item(request: Request, item_id: IdInPath, body: schemas.ItemPatch) -> Response:
     """Change attributes or availability of an item."""
     models = service_of(request).models
-    now = models.current
-    row = now.row(item_id)
-    available = bool(now.available_N[row]) if body.available is None else body.available
-    entry = {"item_id": item_id, "attributes": body.attributes or {}, "available": available}
+    models.current.row(item_id)
+    entry = {"item_id": item_id, "attributes": body.attributes or {}, "available": body.available}
     done = await asyncio.to_thread(models.upsert, [entry])
     return reply(
         {

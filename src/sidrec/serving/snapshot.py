@@ -176,7 +176,8 @@ class Snapshot:
     # ---------------------------------------------------------------- the next snapshot
 
     def with_items(self, new: Sequence[Mapping[str, Any]]) -> Snapshot:
-        """A snapshot with items added or changed; each has item_id, attributes and available.
+        """A snapshot with items added or changed; each has item_id, attributes and available (None
+        leaves it as it is, and takes a known item that is not deleted).
 
         A known item keeps its semantic ID and vector whatever its attributes become, until the
         next fit. Problem `unknown_field` or `invalid_request` where attributes do not fit.
@@ -185,6 +186,9 @@ class Snapshot:
         row_of = recommender.items.row_of
         known = [entry for entry in new if entry["item_id"] in row_of]
         fresh = [entry for entry in new if entry["item_id"] not in row_of]
+        for entry in new:
+            if entry["available"] is None:
+                self.row(entry["item_id"])
         schema = recommender.items.attributes.schema
         fields = [name for name in schema if name != "item_id"]
         for entry in new:
@@ -208,7 +212,9 @@ class Snapshot:
                 items = Items(recommender.items.item_ids, table)
                 recommender = replace(recommender, items=items)
             available_N, deleted_N = available_N.copy(), deleted_N.copy()
-            available_N[rows] = [entry["available"] for entry in known]
+            for row, entry in zip(rows, known, strict=True):
+                if entry["available"] is not None:
+                    available_N[row] = entry["available"]
             deleted_N[rows] = False
         if fresh:
             table = attribute_table(schema, fresh)

@@ -186,7 +186,8 @@ class Store:
                 group = [self._waiting.popleft() for _ in range(min(MAX_GROUP, self._num_waiting))]
             if not group:
                 return
-            self._commit(group)
+            if wanted := [w for w in group if w.done.set_running_or_notify_cancel()]:
+                self._commit(wanted)
 
     @property
     def _num_waiting(self) -> int:

@@ -1,0 +1,256 @@
+"""What a stranger may send, and who may ask what."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import pytest
+
+from sidrec.serving.auth import ROLES, RULES, needed_role
+
+
+def test_with_keys_every_route_asks_for_one_and_for_its_role(serving, keys_file, keys_of):
+    """Walks the API description, so a route that is added later is walked too."""
+    with serving(keys_file=keys_file) as client:
+        admin = {"Authorization": f"Bearer {keys_of['admin']}"}
+        paths = client.get("/openapi.json", headers=admin).json()["paths"]
+        public = set()
+        for path, methods in [
+            *paths.items(),
+            ("/openapi.json", {"get": {}}),
+            ("/new", {"get": {}}),
+        ]:
+            for method in methods:
+                url = path.format(item_id="x", user_id="x", name="x")
+                needed = needed_role(method.upper(), url)
+                answer = client.request(method, url)
+                if needed == "public":
+                    public.add(url)
+                    assert answer.status_code == 200
+                    continue
+                assert answer.status_code == 401 and answer.json()["code"] == "unauthorised"
+                wrong = {"Authorization": "Bearer sidrec_admix"}
+                assert client.request(method, url, headers=wrong).status_code == 401
+                for role, key in keys_of.items():
+                    answer = client.request(method, url, headers={"X-Api-Key": key})
+                    allowed = ROLES.index(role) >= ROLES.index(needed)
+                    assert (answer.status_code not in (401, 403)) == allowed, (url, role)
+        assert public == {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+
+
+def test_what_no_rule_names_is_for_the_admin():
+    assert needed_role("POST", "/v1/models/activate") == "admin"
+    assert needed_role("PUT", "/v1/experiments/x") == "admin"
+    assert needed_role("GET", "/v1/recommendations") == "admin"
+    assert needed_role("DELETE", "/livez") == "admin"
+    assert all(role in ROLES for _, _, role in RULES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[keys.a]\nrole = 'admin'\nsha256 = 'short'", "[keys.a]\nrole = 'root'\nsha256 = ''",
+     f"[keys.a]\nrole = 'secret'\nsha256 = '{'0' * 64}'", "keys = 3", "[keys"],
+)  # fmt: skip
+def test_a_file_of_keys_without_an_admin_or_with_a_fault_is_refused(text, tmp_path):
+    from sidrec.errors import ConfigError
+    from sidrec.serving.auth import read_keys
+
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        read_keys(path)
+
+
+HISTORY = b'{"history": ['
+
+
+@pytest.mark.parametrize(
+    ("content", "statuses"),
+    [
+        (b'{"history": [], "filter": ' + b'{"not":' * 5000 + b"{}" + b"}" * 5001, (400, 422)),
+        (b"[" * 100_000, (400, 422)),
+        (b'{"history": [], "filter": ' + b'{"not":' * 100 + b"{}" + b"}" * 101, (422,)),
+        (HISTORY + b'"a",' * 999_999 + b'"a"]}', (413,)),
+        (HISTORY + b'"a",' * 100_000 + b'"a"]}', (422,)),
+        (b'{"history": [], "k": 1000000000}', (422,)),
+        (b'{"history": [], "k": 1e400}', (400, 422)),
+        (b'{"history": [], "diversity": NaN}', (400, 422)),
+        (b'{"history": ["\\ud800"]}', (400, 422)),
+        (b'\xff\xfe{"history": []}', (400, 422)),
+        (b"", (422,)),
+        (b"null", (422,)),
+    ],
+)
+def test_hostile_bodies_are_refused_quickly(shared, content, statuses):
+    start = time.thread_time()
+    answer = shared.post(
+        "/v1/recommend", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code in statuses, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert time.thread_time() - start < 2
+
+
+def test_a_body_that_does_not_say_its_length_is_cut_off(shared):
+    def chunks():
+        for _ in range(100):
+            yield b" " * (1 << 16)
+
+    answer = shared.post(
+        "/v1/recommend", content=chunks(), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 413
+    huge = shared.post(
+        "/v1/recommend", content=b"{}", headers={"Content-Length": "9" * 30}
+    )  # fmt: skip
+    assert huge.status_code == 413
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "😀", "‮abc", "00012", " x "])
+def test_strange_ids_are_only_ids(shared, name):
+    sent = {"events": [{"event_id": name, "user_id": name, "item_id": name}]}
+    assert shared.post("/v1/events", json=sent).status_code == 200
+    from urllib.parse import quote
+
+    path = f"/v1/users/{quote(name, safe='')}"
+    assert shared.get(f"{path}/history").json()["items"] == [name]
+    assert shared.delete(path).json()["events"] == 1
+    assert shared.get(f"/v1/items/{quote(name, safe='')}").status_code == 404
+
+
+def test_overload_is_refused_with_a_time_to_come_back(serving, bundles):
+    with serving(max_queue=2, max_batch=1, timeout_ms=20_000) as client:
+        gate, engine = threading.Event(), client.service.engine
+        current, engine.current = engine.current, lambda: (gate.wait(10), current())[1]
+        answers = []
+
+        def ask():
+            answers.append(client.post("/v1/recommend", json={"history": bundles.history}))
+
+        askers = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in askers:
+            thread.start()
+        while sum(answer.status_code == 429 for answer in answers) < 9:
+            time.sleep(0.01)
+        gate.set()
+        for thread in askers:
+            thread.join()
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert len(refused) == 9
+        assert {a.headers["retry-after"] for a in refused} == {"1"}
+        assert {a.json()["code"] for a in refused} == {"overloaded"}
+        assert sum(answer.status_code == 200 for answer in answers) == 3
+        assert client.post("/v1/recommend", json={"history": []}).status_code == 200
+
+
+def test_past_its_deadline_a_request_gets_popular_items_under_its_rules(serving, bundles):
+    with serving() as client:
+        gate, engine = threading.Event(), client.service.engine
+        current = engine.current
+        worker = engine._thread
+
+        def slow():
+            if threading.current_thread() is worker:
+                gate.wait(10)
+            return current()
+
+        engine.current = slow
+        price = float(bundles.recommender.items.attributes["price"].median())
+        body = {
+            "history": bundles.history, "timeout_ms": 50, "include_fields": ["price"],
+            "filter": {"field": "price", "op": "lt", "value": price},
+        }  # fmt: skip
+        answer = client.post("/v1/recommend", json=body).json()
+        assert (answer["degraded"], answer["degraded_reason"]) == (True, "deadline")
+        assert len(answer["items"]) == 10
+        assert all(item["fields"]["price"] < price for item in answer["items"])
+        assert not {item["item_id"] for item in answer["items"]} & set(bundles.history)
+        gate.set()
+
+
+def test_a_model_that_fails_is_covered_by_popular_items(serving, bundles, monkeypatch, caplog):
+    from sidrec.recommender import Recommender
+
+    with serving() as client:
+
+        def broken(*_, **__):
+            raise RuntimeError("secret inside")
+
+        monkeypatch.setattr(Recommender, "candidates", broken)
+        caplog.set_level(logging.CRITICAL)
+        answer = client.post("/v1/recommend", json={"history": bundles.history}).json()
+        assert answer["degraded_reason"] == "engine_error" and answer["items"]
+        monkeypatch.undo()
+        assert not client.post("/v1/recommend", json={"history": bundles.history}).json()[
+            "degraded"
+        ]
+
+
+def test_an_error_nobody_foresaw_tells_nothing_but_its_request(serving, monkeypatch):
+    from sidrec.serving.snapshot import Snapshot
+
+    with serving() as client:
+
+        def broken(*_):
+            raise RuntimeError("secret inside")
+
+        monkeypatch.setattr(Snapshot, "state", broken)
+        answer = client.get("/v1/items/x")
+        assert answer.status_code == 500 and "secret" not in answer.text
+        assert answer.json()["code"] == "internal"
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_nothing_of_a_user_is_in_logs_or_metrics(serving, bundles, caplog):
+    caplog.set_level(logging.DEBUG)
+    with serving() as client:
+        sent = {"event_id": "e-marker", "user_id": "u-marker", "item_id": bundles.ids[0]}
+        client.post("/v1/events", json={"events": [sent]})
+        client.post("/v1/recommend", json={"user_id": "u-marker"})
+        client.get("/v1/users/u-marker/history")
+        assert "u-marker" not in client.get("/metrics").text
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith(("sidrec", "sqlalchemy"))]
+    assert not any("marker" in text for text in ours)
+
+
+def test_the_client_speaks_api_v1(server_url, bundles):
+    from sidrec.serving.client import Client, RefusedError
+
+    with Client(server_url) as client:
+        answer = client.recommend(history=bundles.history, k=3)
+        assert len(answer.items) == 3 and not answer.degraded
+        assert client.rank([i.item_id for i in answer.items], history=bundles.history).items
+        assert client.similar(bundles.ids[0], k=2).items[0].reason.kind == "similar"
+        assert client.explain(bundles.ids[0], history=bundles.history).explanation["levels"]
+        sent = {"event_id": "1", "user_id": "a/b", "item_id": bundles.ids[0]}
+        assert client.send_events([sent]).accepted == 1
+        assert client.user_history("a/b").items == [bundles.ids[0]]
+        assert client.erase_user("a/b").events == 1
+        assert client.patch_item(bundles.ids[0], available=False).updated == 1
+        assert client.patch_item(bundles.ids[0], available=True).items[0].available
+        assert [m.name for m in client.models().models if m.active] == ["first"]
+        with pytest.raises(RefusedError, match="k: Input should be") as refused:
+            client.recommend(history=[], k=0)
+        assert (refused.value.code, refused.value.status) == ("invalid_request", 422)
+
+
+@pytest.fixture
+def server_url(bundles, tmp_path):
+    """A server on a real socket in this process."""
+    import uvicorn
+
+    from sidrec.serving.app import create_app
+    from sidrec.serving.settings import ServeSettings
+
+    store = str(tmp_path / "store.sqlite")
+    app = create_app(ServeSettings(bundle=bundles.first, store=store, device="cpu"))
+    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
+    running.should_exit = True
+    thread.join()
