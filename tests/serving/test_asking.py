@@ -157,3 +157,27 @@ def test_health_metrics_and_description(shared):
     assert "/v1/recommend" in paths
     assert shared.get("/v1/nothing").json()["code"] == "not_found"
     assert shared.get("/v1/recommend").json()["code"] == "method_not_allowed"
+
+
+def test_a_bundle_with_a_search_part_answers_texts(serving, bundles, tmp_path):
+    from sidrec import config
+    from sidrec.data.search import made_search
+    from sidrec.search_part import SearchConfig, fit_search
+
+    tower = {
+        "name": "dual_tower", "dim": 8, "hidden": [8], "num_steps": 20, "batch_size": 16,
+        "text": {"name": "lsa", "dim": 16},
+    }  # fmt: skip
+    items = bundles.recommender.items
+    part = fit_search(items, config.parse(SearchConfig, {"searchers": [tower]}), made_search(items))
+    bundles.recommender.with_search(part).save(tmp_path / "models" / "searching")
+    query = " ".join(bundles.recommender.titles[0].split()[:3])
+    with serving(bundle=tmp_path / "models" / "searching") as client:
+        found = ids_of(ask(client, "/v1/search", query=query, k=5))
+        frame = bundles.recommender.with_search(part).search(query, k=5)
+        assert found == frame["item_id"].to_list()
+        client.delete(f"/v1/items/{found[0]}")
+        body = ask(client, "/v1/search", query=query, k=5, history=bundles.history)
+        assert len(body["items"]) == 5 and found[0] not in ids_of(body)
+        assert {item["reason"]["kind"] for item in body["items"]} == {"search"}
+        assert ask(client, "/v1/search", query=" ", status=422)["code"] == "invalid_request"

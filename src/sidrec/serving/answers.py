@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import orjson
 
+from sidrec import searching
+from sidrec.errors import ConfigError, DataError
 from sidrec.recommender import POPULAR
 from sidrec.serving.engine import Found, Query, Rule
 from sidrec.serving.problems import Problem
 from sidrec.serving.rerank import boosted, diversified, pool_of
-from sidrec.serving.schemas import RankRequest, RecommendRequest, SimilarRequest
+from sidrec.serving.schemas import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from sidrec.serving.snapshot import Snapshot
 from sidrec.types import Bools, Floats, Ints
 
@@ -235,6 +237,45 @@ def similar_answer(snapshot: Snapshot, request: SimilarRequest) -> dict[str, Any
         "items": listed(
             snapshot, rows_K, cosines_N[rows_K], "vectors", reasons, request.include_fields
         ),
+        "applied_filters": [rule_json(rule) for rule in rules],
+        "degraded": False,
+        "degraded_reason": None,
+        "skipped_items": skipped,
+    }
+
+
+def search_answer(
+    snapshot: Snapshot, request: SearchRequest, history: Sequence[str]
+) -> dict[str, Any]:
+    """The k best available answers to a query. Problem where the bundle has no search part."""
+    recommender = snapshot.recommender
+    if recommender.search_part is None:
+        raise Problem(
+            "search_not_in_bundle",
+            f"the model {snapshot.name!r} has no search part",
+            hint="add one with `sidrec search-fit`, or use /v1/recommend with a filter",
+        )
+    snapshot.require_fields(request.include_fields)
+    keep_N, _, rules = kept(snapshot, request.filter)
+    rows_T, skipped = snapshot.rows_known(history)
+    try:
+        frame = searching.search(
+            recommender,
+            [request.query],
+            history=rows_T if len(rows_T) else None,
+            k=request.k,
+            system=None,
+            keep_N=keep_N,
+        )
+    except (ConfigError, DataError) as error:
+        raise Problem("invalid_request", f"query: {error}") from error
+    rows_K = recommender.items.rows(frame["item_id"].to_list())
+    scores_K = frame["score"].to_numpy()
+    source = frame["source"][0] if frame.height else "search"
+    reasons = [{"kind": "search", "text": "answers the query"}] * len(rows_K)
+    return {
+        **snapshot.facts,
+        "items": listed(snapshot, rows_K, scores_K, source, reasons, request.include_fields),
         "applied_filters": [rule_json(rule) for rule in rules],
         "degraded": False,
         "degraded_reason": None,

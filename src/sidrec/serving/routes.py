@@ -163,14 +163,19 @@ async def explain(request: Request, body: schemas.ExplainRequest) -> Response:
     return stamped(request, start, said)
 
 
-@router.post("/v1/search", responses=says(schemas.Answer, 404))
+@router.post("/v1/search", responses=says(schemas.Answer, 404, 429, 503))
 async def search(request: Request, body: schemas.SearchRequest) -> Response:
-    """Items for a text; no bundle of this version can."""
-    raise Problem(
-        "search_not_in_bundle",
-        f"the model {service_of(request).models.current.name!r} holds no text retriever",
-        hint="use /v1/recommend with a filter, or /v1/similar",
+    """Items for a text, where the bundle has a search part."""
+    start, service = time.perf_counter(), service_of(request)
+    history: Sequence[str] = ()
+    readable = True
+    if body.user_id is not None or body.history is not None:
+        history, readable = await history_of(service, body.user_id, body.history)
+    said = await service.engine.call(
+        lambda snapshot: answers.search_answer(snapshot, body, history),
+        seconds_of(body.timeout_ms, service.settings.timeout_ms),
     )
+    return degraded_or_not(request, start, service, said, readable)
 
 
 # Telling -----------------------------------------------------------------------------------------

@@ -116,18 +116,21 @@ class ExplainRequest(Asked):
 
 
 class SearchRequest(In):
-    """Items for a text."""
+    """Items for a text; a user or a history moves those up that a person would like."""
 
     query: Annotated[str, Field(min_length=1, max_length=1000)]
     user_id: Id | None = None
+    history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] | None = None
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
     filter: Tree | None = None
+    include_fields: Annotated[list[Word], Field(max_length=32)] = []
+    timeout_ms: Annotated[int, Field(ge=1, le=60_000)] | None = None
 
 
 class Reason(Out):
     """Why an item is listed."""
 
-    kind: Literal["like_history", "sequence", "popular", "similar"]
+    kind: Literal["like_history", "sequence", "popular", "similar", "search"]
     text: str
     item_id: str | None = None
     """The item of the history that it shares the most codes with."""
