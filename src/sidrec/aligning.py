@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -160,9 +161,9 @@ def run_alignment(
                 systems=["generator"], on_event=on_event,
             )  # fmt: skip
             reports[name] = replace(next(iter(found.values())), name=name)
-    path = None
-    if folder is not None:
-        path = folder / "bundle"
+    path = None if folder is None else folder / "bundle"
+    alone = int(os.environ.get("RANK", "0")) == 0  # under torchrun, process 0 writes
+    if folder is not None and path is not None and alone:
         aligned.save(path)
         artifact.write_text(folder / "align.toml", config.to_toml(settings))
     because = result.stopped_because
@@ -173,7 +174,7 @@ def run_alignment(
         validation=guard.difference(work.policy),
         curve=[
             {"epoch": epoch, **note}
-            for (epoch, _), note in zip(result.metrics, result.notes, strict=True)
+            for (epoch, _), note in zip(result.metrics, result.notes, strict=alone)
         ],
         stopped_by_guard=because if because.startswith("guard") else "",
         reports=reports,

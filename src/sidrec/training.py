@@ -205,8 +205,7 @@ class _Run:
             due = due and progress.step >= config.validate_from_epoch * per_epoch
             if self.validate and (due or over):
                 self.run_validation(self.validate)
-                if self.guard and (reason := self.guard()):
-                    over = reason
+                over = self.guarded() or over
                 if config.patience and progress.stale >= config.patience:
                     over = over or "patience"
             stop_asked = stop_asked or (self.team.size == 1 and bool(self.interruption.received))
@@ -344,6 +343,15 @@ class _Run:
         progress.seconds = self.now() - self.started
         if progress.step:
             self.send(self.optimizer.param_groups[0]["lr"], {}, metric=value)
+
+    def guarded(self) -> str:
+        """Why the guard ends the run, on every process; empty where it does not."""
+        if self.guard is None:
+            return ""
+        reason = self.guard() if self.team.rank == 0 else ""  # it alone has validated
+        stop = torch.tensor(float(bool(reason)), device=self.team.device)
+        self.team.broadcast([stop])
+        return reason or ("guard" if bool(stop) else "")
 
     def send(self, rate: float, parts: dict[str, Tensor], metric: float | None = None) -> None:
         if self.on_event is None or self.team.rank:
