@@ -27,6 +27,7 @@ from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, 
 from figures import read_figures
 from generator_tables import generator_table, s2gr_table
 from scaling_tables import scaling_table
+from search_tables import search_table
 from tokenizer_tables import cold_table, id_table, joint_table, stability_table, tokenizer_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -252,6 +253,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
         figures, "beauty_logged", PREFERENCE_ROWS, ("recall@10", "mrr", "invalid_share"), "sft"
     ),
     "judge": judge_table,
+    "search_esci": lambda figures: search_table(figures, "esci"),
     "generators_sports": lambda figures: generator_table(figures, "amazon_sports"),
     "s2gr": lambda figures: s2gr_table(figures, "amazon_beauty"),
     "scaling_beauty": lambda figures: scaling_table(figures, "amazon_beauty"),
