@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,9 +64,10 @@ def symbols_of(ids: SemanticIds) -> tuple[Ints, tuple[int, ...]]:
 def code_centroids(symbols_NL: Ints, widths: tuple[int, ...], vectors_ND: Floats) -> list[Floats]:
     """L arrays (V, D): mean vector of the items with each code, less the means of levels before."""
     residuals_ND, centroids = vectors_ND, []
+    rows_N, ones_N = np.arange(len(vectors_ND)), np.ones(len(vectors_ND), dtype=np.float32)
     for level, size in enumerate(widths):
-        sums_VD = np.zeros((size, vectors_ND.shape[1]), dtype=np.float32)
-        np.add.at(sums_VD, symbols_NL[:, level], residuals_ND)
+        held_VN = csr_array((ones_N, (symbols_NL[:, level], rows_N)), shape=(size, len(rows_N)))
+        sums_VD = held_VN @ residuals_ND
         counts_V = np.bincount(symbols_NL[:, level], minlength=size)
         means_VD = sums_VD / np.maximum(counts_V, 1)[:, None].astype(np.float32)
         residuals_ND = residuals_ND - means_VD[symbols_NL[:, level]]
