@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +12,9 @@ import polars as pl
 import pytest
 
 from sidrec.errors import ServiceError
+from sidrec.serving import run
 from sidrec.serving.events import export_parquet
+from sidrec.serving.settings import ServeSettings
 from sidrec.serving.store import Store
 
 WRITER = """
@@ -127,3 +130,20 @@ def test_what_cannot_be_served_is_one_line_without_secrets(words, said, bundles,
         cli.main(["serve", str(bundles.first), *words])
     err = capfd.readouterr().err
     assert stop.value.code in (1, 2) and said in err and "secret" not in err
+
+
+def test_bodies_do_not_wait_for_the_acknowledgement_of_their_headers(monkeypatch):
+    seen = []
+
+    class Server:
+        def __init__(self, config):
+            pass
+
+        def run(self, sockets):
+            seen.extend(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in sockets)
+
+    monkeypatch.setattr(run.uvicorn, "Server", Server)
+    monkeypatch.setattr(run, "create_app", lambda settings: None)
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    run.serve(ServeSettings(bundle=".", port=0), lambda url: None)
+    assert seen == [1]
