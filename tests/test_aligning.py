@@ -115,6 +115,12 @@ def test_an_interrupted_alignment_resumes_to_the_bit(tiny, tmp_path, monkeypatch
         assert whole.curve == resumed.curve
 
 
+def test_a_run_folder_of_another_objective_is_not_taken_for_this_one(tiny, tmp_path):
+    run_alignment(tiny.run.recommender, settings_of("dpo"), run_dir=tmp_path, evaluate=False)
+    with pytest.raises(ConfigError, match="other settings"):
+        run_alignment(tiny.run.recommender, settings_of("sft"), run_dir=tmp_path, evaluate=False)
+
+
 def test_the_guard_stops_a_run_that_hurts_and_gives_the_start_back(tiny):
     harmful = settings_of("grpo", train={"learning_rate": 0.5, "epochs": 4, "warmup_steps": 0})
     result = run_alignment(tiny.run.recommender, harmful, evaluate=False)

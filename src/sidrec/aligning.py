@@ -60,7 +60,7 @@ from sidrec.pipeline import (
 from sidrec.recipe import RunConfig, read_data
 from sidrec.recommender import Recommender, load
 from sidrec.tokenizers.lifecycle import ids_version
-from sidrec.training import TrainResult, train
+from sidrec.training import TrainConfig, TrainResult, train
 from sidrec.types import Dataset, Examples, Histories, Ints, Split
 
 
@@ -182,6 +182,15 @@ def run_alignment(
         seconds=time.perf_counter() - started,
         counts=work.counts(),
     )
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a resumed alignment must share with the run it goes on from, beside its training."""
+
+    settings: AlignConfig
+    parent: str
+    """Hash of the bundle; empty for one that was never saved."""
 
 
 class Alignment:
@@ -396,6 +405,10 @@ class Alignment:
         settings = self.settings
         guard = Guard(self.parent, self.validation, on_validation)
         training = config.with_seed(settings.train, settings.seed)
+        self.aligner.config = RunIdentity(
+            replace(settings, name="", device="auto", train=TrainConfig()),
+            self.parent.content_hash or "",
+        )
         batches = self._batches()
         began = time.perf_counter()
         label = f"align {settings.objective.name}"
@@ -538,6 +551,6 @@ def require_same_ids(policy: Recommender, reference: Recommender) -> None:
         )
 
 
-def test_difference(aligned: Aligned, metric: str) -> Any:
+def difference_on_test(aligned: Aligned, metric: str) -> Any:
     """After minus before on the test part, paired over users."""
     return compare(aligned.reports["after"], aligned.reports["before"], metric)

@@ -111,7 +111,8 @@ class Aligner(nn.Module):
                 'section, e.g. name = "rank_aware"'
             )
         self.policy, self.index, self.settings = policy, index, config
-        self.config = config  # what a resumed run is compared by
+        self.config: Any = config
+        """What a resumed run is compared by; `aligning` puts all its settings here."""
         self.rollouts, self.rewards = rollouts, rewards
         self.judge, self.judge_weight = judge, judge_weight
         self.renormalise = renormalise

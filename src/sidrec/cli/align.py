@@ -102,7 +102,7 @@ def show(result: Any) -> None:
         shown = table(list(result.reports.values()), metrics)
         output.table("generator on the test part", shown.header, shown.rows)
         for metric in metrics:
-            found = aligning.test_difference(result, metric)
+            found = aligning.difference_on_test(result, metric)
             output.line(f"{metric}: {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
         output.line(shown.protocol_line)
     output.line(f"bundle: {result.bundle} ({output.duration(result.seconds)} in all)")
