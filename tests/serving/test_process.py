@@ -107,7 +107,8 @@ def test_kill_9_of_the_server_loses_nothing_acknowledged(server, bundles, tmp_pa
     assert len(acknowledged) > 5
     assert sorted(kept) == sorted(event["event_id"] for batch in batches for event in batch)
     opened = Store(f"sqlite:///{store}")
-    assert export_parquet(opened, tmp_path / "events.parquet") == len(kept)
+    everything = export_parquet(opened, tmp_path / "events.parquet", quarantined=True)
+    assert everything == len(kept)  # a fast machine sends more than the cap of a user lets count
     opened.close()
     table = pl.read_parquet(tmp_path / "events.parquet")
     assert set(table["item_id"]) == {item} and table["timestamp"].min() > 1e15
