@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from aligned import Bench, real_data
+from aligned import Bench, over_seeds, real_data
 from figures import write
 
 from sidrec import config
@@ -73,19 +73,42 @@ def main() -> None:
         default=0.0,
         help="of likelihood on positives, before all rows",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
     parser.add_argument("--beta", type=float, help="of every row that has one")
     parser.add_argument("--runs", type=Path, default=Path("runs/align"))
     parser.add_argument("--part", choices=("test", "valid"), default="test")
     arguments = parser.parse_args()
-    dataset, parts, preferences = mind() if arguments.data == "mind" else beauty(arguments.seed)
+    benches = [measured(arguments, seed) for seed in arguments.seeds]
+    figures = over_seeds(benches, baselines=("sft",)) if "sft" in arguments.rows else {}
+    bench = benches[0]
+    assert bench.preferences is not None
+    pairs = shared_share(bench)
+    for codes, share in pairs.items():
+        figures[f"{arguments.data}.pairs_sharing_{codes}"] = {"value": share, "unit": "ratio"}
+    print(pairs)
+    if arguments.part == "test" and figures:
+        path = write(
+            f"align_{arguments.data}",
+            figures,
+            seeds=arguments.seeds,
+            command=" ".join(["python", *sys.argv]),
+            notes=f"{len(bench.preferences)} contexts, {len(bench.parts.test)} test questions; "
+            "recall counts items over the whole catalogue; mrr of the first ten; free beam for "
+            "invalid_share",
+        )
+        print(f"wrote {path.name}")
+
+
+def measured(arguments: argparse.Namespace, seed: int) -> Bench:
+    """All rows of one seed."""
+    dataset, parts, preferences = mind() if arguments.data == "mind" else beauty(seed)
     if arguments.part == "valid":
         parts = replace(parts, test=parts.valid)
     settings = RunConfig(
         name=arguments.data,
-        seed=arguments.seed,
+        seed=seed,
         data=DataConfig(name=dataset.name),
         embedding=config.method(EMBEDDING, "collaborative" if arguments.data == "mind" else "lsa"),
         tokenizer=config.method(
@@ -103,12 +126,12 @@ def main() -> None:
         decoding=DecodingConfig(renormalise=False),
     )
     with output.progress() as show:
-        folder = arguments.runs / f"{arguments.data}-seed{arguments.seed}"
+        folder = arguments.runs / f"{arguments.data}-seed{seed}"
         stages = Stages(dataset, settings, folder, show)
         stages.split = parts
         recommender = stages.recommender
     align = AlignConfig(
-        seed=arguments.seed,
+        seed=seed,
         rewards=(),
         renormalise=False,
         rollouts=replace(AlignConfig().rollouts, constrained=False),
@@ -139,21 +162,7 @@ def main() -> None:
         if arguments.beta is not None and name != "sft":
             options = {**options, "beta": arguments.beta}
         bench.row(name, objective, **options)
-    figures = bench.figures(baseline="sft") if "sft" in arguments.rows else {}
-    pairs = shared_share(bench)
-    for codes, share in pairs.items():
-        figures[f"{arguments.data}.pairs_sharing_{codes}"] = {"value": share, "unit": "ratio"}
-    print(pairs)
-    if arguments.part == "test" and figures:
-        path = write(
-            f"align_{arguments.data}",
-            figures,
-            seeds=[arguments.seed],
-            command=" ".join(["python", *sys.argv]),
-            notes=f"{len(preferences)} contexts, {len(parts.test)} test questions; recall counts "
-            "items over the whole catalogue; mrr of the first ten; free beam for invalid_share",
-        )
-        print(f"wrote {path.name}")
+    return bench
 
 
 def shared_share(bench: Bench) -> dict[str, float]:

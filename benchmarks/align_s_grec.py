@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
-from aligned import Bench, as_figure, real_data
+from aligned import Bench, over_seeds, real_data
 from figures import write
 from torch import Tensor
 
@@ -31,7 +31,6 @@ from sidrec.alignment.rollouts import RolloutConfig
 from sidrec.alignment.values import AlignmentContext, Rollouts
 from sidrec.cli import output
 from sidrec.data import load_named
-from sidrec.evaluation.significance import bootstrap_seeds, paired_seeds
 from sidrec.pipeline import Stages
 from sidrec.recipe import GENERATOR, DataConfig, HybridConfig, default_config
 from sidrec.types import Dataset, Examples, Histories, Split
@@ -81,7 +80,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("test", "valid"), default="test")
     arguments = parser.parse_args()
     benches = [measured(arguments, seed) for seed in arguments.seeds]
-    figures = over_seeds(arguments.data, benches)
+    figures = over_seeds(benches, baselines=("sft", "grpo_business"))
     for bench in benches[:1]:
         for name, told in bench.told.items():
             judge = told.counts.get("judge")
@@ -180,29 +179,6 @@ def official(dataset: Dataset, folder: Path) -> Split:
         rule="the published targets: every event marked valid or test is a question, asked after "
         "all events before it; ties count by expectation; seen items stay",
     )  # fmt: skip
-
-
-def over_seeds(data: str, benches: list[Bench]) -> dict[str, dict[str, Any]]:
-    """Figures over users and seeds, and differences from business alone."""
-    figures: dict[str, dict[str, Any]] = {}
-    for name in benches[0].rows:
-        for which in ("best", "final"):
-            for metric in benches[0].rows[name][which]:
-                values_SQ = np.stack([bench.rows[name][which][metric] for bench in benches])
-                figure = as_figure(bootstrap_seeds(values_SQ))
-                figure["by_seed"] = [round(float(v), 5) for v in values_SQ.mean(1)]
-                figures[f"{data}.{name}.{which}.{metric}"] = figure
-                if which == "best":
-                    figures[f"{data}.{name}.{metric}"] = figure
-                for base in ("sft", "grpo_business"):
-                    if name == base or base not in benches[0].rows:
-                        continue
-                    base_SQ = np.stack([bench.rows[base][which][metric] for bench in benches])
-                    found, p = paired_seeds(values_SQ, base_SQ)
-                    figures[f"{data}.{name}_minus_{base}.{which}.{metric}"] = {
-                        **as_figure(found), "p": round(p, 5), "unit": "difference",
-                    }  # fmt: skip
-    return figures
 
 
 if __name__ == "__main__":

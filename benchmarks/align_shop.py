@@ -17,7 +17,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-from aligned import Bench
+from aligned import Bench, over_seeds
 from figures import write
 
 from sidrec import config
@@ -46,7 +46,7 @@ WEIGHTS = (0.03, 0.1, 0.3, 1.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of training a row, processor")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of policy and ranker")
     parser.add_argument("--shop-seed", type=int, default=0)
     parser.add_argument("--rows", nargs="*", help="default: all")
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
@@ -56,38 +56,48 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.3, help="of admitted rollouts (AdaGRPO)")
     parser.add_argument("--cells", action="store_true", help="the 2 x 2 analysis too")
     arguments = parser.parse_args()
-    bench = prepared(arguments)
-    for name, (objective, options) in rows(arguments, bench).items():
-        if arguments.rows is None or name in arguments.rows:
+    benches = [prepared(arguments, seed) for seed in arguments.seeds]
+    for bench in benches:
+        for name, (objective, options) in rows(arguments.weight).items():
+            if arguments.rows is not None and name not in arguments.rows:
+                continue
+            if name == "gate_random" and "adagrpo" in bench.told:
+                options = {**options, "random_rate": admitted(bench)}
             bench.row(name, objective, **options)
+    bench = benches[0]
     if bench.rows:
-        figures = bench.figures(baseline="sft", plain="best")
+        figures = over_seeds(benches, baselines=("sft", "gate_random"))
+        if "adagrpo" in bench.told:
+            rates = [admitted(one) for one in benches]
+            figures["shop.adagrpo.admission_rate"] = {
+                "value": round(float(np.mean(rates)), 4), "by_seed": rates, "unit": "ratio",
+            }  # fmt: skip
         what = "align_shop" + (f"_noise{arguments.noise}" if arguments.noise else "")
         curves = {name: told.curve for name, told in bench.told.items()}
         path = write(
             what,
             figures,
-            seeds=[arguments.seed],
+            seeds=arguments.seeds,
             command=" ".join(["python", *sys.argv]),
-            notes=json.dumps({"curves": curves}),
+            notes=json.dumps({"curves of the first seed": curves}),
         )
         print(f"wrote {path.name}")
     if arguments.cells:
         path = write(
             "align_shop_cells",
             cells(bench),
-            seeds=[arguments.seed],
+            seeds=arguments.seeds[:1],
             command=" ".join(["python", *sys.argv]),
         )
         print(f"wrote {path.name}")
 
 
-def prepared(arguments: argparse.Namespace) -> Bench:
+def prepared(arguments: argparse.Namespace, seed: int) -> Bench:
     """The shop, its supervised policy and the contexts to align on."""
     shop = simulate(ShopConfig(seed=arguments.shop_seed))
     settings = RunConfig(
         name="shop",
-        seed=arguments.seed,
+        seed=seed,
         data=DataConfig(name="shop"),
         tokenizer=config.method(TOKENIZER, "residual_kmeans", num_codes=32),
         generator=config.method(GENERATOR, "causal", legal_softmax=False, node_vectors=False),
@@ -114,7 +124,7 @@ def prepared(arguments: argparse.Namespace) -> Bench:
     print(f"true reward: best possible {best:.4f}, logging policy {logged:.4f}")
     ranker = config.method(REWARD, "ranker", noise=arguments.noise)
     align = AlignConfig(
-        seed=arguments.seed,
+        seed=seed,
         contexts=replace(AlignConfig().contexts, source="impressions"),
         rewards=(ranker,),
         rollouts=RolloutConfig(size=16, how="beam", constrained=False),
@@ -135,9 +145,14 @@ def prepared(arguments: argparse.Namespace) -> Bench:
     )  # fmt: skip
 
 
-def rows(arguments: argparse.Namespace, bench: Bench) -> dict[str, tuple[str, dict[str, object]]]:
+def admitted(bench: Bench) -> float:
+    """Share of contexts that AdaGRPO's gates admitted, after the warm-up of its quantiles."""
+    rates = [rate for rate in bench.admission["adagrpo"] if rate > 0]
+    return round(float(np.mean(rates)), 4)
+
+
+def rows(weight: float) -> dict[str, tuple[str, dict[str, object]]]:
     """Row -> objective and its options."""
-    weight = arguments.weight
     return {
         "sft": ("adagrpo", {"gate": "closed"}),
         **{

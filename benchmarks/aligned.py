@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sidrec.decoding.beam import unconstrained_search
 from sidrec.errors import DataError
 from sidrec.evaluation import rank_all
 from sidrec.evaluation.metrics import mrr, ndcg, recall
-from sidrec.evaluation.significance import Values, bootstrap, paired
+from sidrec.evaluation.significance import Values, bootstrap_seeds, paired_seeds
 from sidrec.recommender import Recommender
 from sidrec.types import Dataset, Examples, HistoryBatch, Split
 
@@ -50,6 +50,8 @@ class Bench:
     rows: dict[str, dict[str, Measured]] = field(default_factory=dict)
     """Row -> "best" and "final" -> metrics."""
     told: dict[str, Aligned] = field(default_factory=dict)
+    admission: dict[str, list[float]] = field(default_factory=dict)
+    """Row -> admission rate of the steps that progress showed, for objectives with a gate."""
     lent: Alignment | None = None
 
     def row(self, name: str, objective: str, /, *, step: Any = None, judge: Any = None,
@@ -72,7 +74,13 @@ class Bench:
             if self.more is not None:
                 entry.update({m: float(v.mean()) for m, v in self.more(self.with_(policy)).items()})
 
-        with output.progress() as show:
+        with output.progress() as show_it:
+
+            def show(event: Mapping[str, Any]) -> None:
+                if "admission_rate" in event:
+                    self.admission.setdefault(name, []).append(float(event["admission_rate"]))
+                show_it(event)
+
             work = Alignment(
                 self.recommender, settings, self.dataset, preferences or self.preferences, show,
                 self.lent, self.parts,
@@ -123,27 +131,36 @@ class Bench:
         metrics["invalid_share"] = invalid_shares(asked, examples)
         return {**metrics, **(self.more(asked) if self.more else {})}
 
-    def figures(self, *, baseline: str, plain: str = "best") -> dict[str, dict[str, Any]]:
-        """Figures of all rows, and of their differences from the baseline.
 
-        `<data>.<row>.<metric>` is that of the checkpoint `plain`; the others have their name before
-        the metric.
-        """
-        figures: dict[str, dict[str, Any]] = {}
-        for name, checkpoints in self.rows.items():
-            for which, metrics in checkpoints.items():
-                for metric, values_Q in metrics.items():
-                    figure = as_figure(bootstrap(values_Q[:, None])[0])
-                    figures[f"{self.data}.{name}.{which}.{metric}"] = figure
-                    if which == plain:
-                        figures[f"{self.data}.{name}.{metric}"] = figure
-                    if name != baseline:
-                        base_Q = self.rows[baseline][which][metric]
-                        found, p = paired(values_Q, base_Q)
-                        figures[f"{self.data}.{name}_minus_{baseline}.{which}.{metric}"] = {
-                            **as_figure(found), "p": round(p, 5), "unit": "difference",
-                        }  # fmt: skip
-        return figures
+def over_seeds(
+    benches: Sequence[Bench], *, baselines: Sequence[str], plain: str = "best"
+) -> dict[str, dict[str, Any]]:
+    """Figures of all rows over users and seeds, and of their differences from the baselines.
+
+    `<data>.<row>.<metric>` is that of the checkpoint `plain`; the others have their name before
+    the metric. Every seed asks the same test questions.
+    """
+    figures: dict[str, dict[str, Any]] = {}
+    data, rows = benches[0].data, benches[0].rows
+    for name, checkpoints in rows.items():
+        for which, metrics in checkpoints.items():
+            for metric in metrics:
+                values_SQ = np.stack([bench.rows[name][which][metric] for bench in benches])
+                figure = as_figure(bootstrap_seeds(values_SQ))
+                if len(benches) > 1:
+                    figure["by_seed"] = [round(float(v), 5) for v in values_SQ.mean(1)]
+                figures[f"{data}.{name}.{which}.{metric}"] = figure
+                if which == plain:
+                    figures[f"{data}.{name}.{metric}"] = figure
+                for base in baselines:
+                    if name == base or base not in rows:
+                        continue
+                    base_SQ = np.stack([bench.rows[base][which][metric] for bench in benches])
+                    found, p = paired_seeds(values_SQ, base_SQ)
+                    figures[f"{data}.{name}_minus_{base}.{which}.{metric}"] = {
+                        **as_figure(found), "p": round(p, 5), "unit": "difference",
+                    }  # fmt: skip
+    return figures
 
 
 def real_data(name: str) -> Path:
