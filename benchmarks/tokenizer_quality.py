@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/tokenizers"))
     parser.add_argument("--ids-only", action="store_true", help="train no generator")
     parser.add_argument("--ablations", action="store_true", help="write the variants alone")
+    parser.add_argument("--tag", default="", help="added to the name of the file")
     arguments = parser.parse_args()
     dataset = load_named(arguments.data)
     parts = split(dataset, "leave_one_out")
@@ -73,8 +74,9 @@ def main() -> None:
     figures, seeds = collect(arguments.data, arguments.runs)
     if arguments.ablations:
         figures = {name: figure for name, figure in figures.items() if of_variant(name)}
+    kind = "tokenizer_ablations" if arguments.ablations else "tokenizers"
     path = write(
-        f"{'tokenizer_ablations' if arguments.ablations else 'tokenizers'}_{arguments.data}",
+        "_".join(filter(None, (kind, arguments.tag, arguments.data))),
         figures,
         seeds=seeds,
         command=" ".join(["python", *sys.argv]),

@@ -18,6 +18,8 @@ METHODS = (
 )
 VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "rqvae_rotation": ("rqvae", {"gradient": "rotation"}, "reassign"),
+    "rqvae_unrevived": ("rqvae", {"revive_every": 0}, "reassign"),
+    "coba_unrevived": ("coba_rqvae", {"revive_every": 0}, "reassign"),
     "coba_no_graph": ("coba_rqvae", {"alpha": 1.0}, "reassign"),
     "coba_no_uniformity": ("coba_rqvae", {"uniformity": 0.0}, "reassign"),
     "coba_no_balance": ("coba_rqvae", {"delta_max": 0.0}, "reassign"),
