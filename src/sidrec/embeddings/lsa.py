@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -93,10 +94,16 @@ class Lsa:
 
     def embed(self, items: Items) -> ItemVectors:
         """Unit vectors (N, D); zero where no word of the item is known."""
-        vectorizer = _vectorizer(self.config, vocabulary=self.features)
-        counts_NF = sparse.csr_matrix(vectorizer.transform(items.texts()), dtype=np.float32)
+        counts_NF = sparse.csr_matrix(self._counting.transform(items.texts()), dtype=np.float32)
         vectors_ND = tf_idf(counts_NF, self.idf_F) @ self.projection_FD
         return ItemVectors(items.item_ids, unit_rows(vectors_ND))
+
+    @cached_property
+    def _counting(self) -> CountVectorizer:
+        """Counts the features; its table of them takes longer to make than a query to embed."""
+        vectorizer = _vectorizer(self.config, vocabulary=self.features)
+        vectorizer.transform([""])  # makes the table now, not in the first of several threads
+        return vectorizer
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What must be saved beside `state` to rebuild this embedder."""

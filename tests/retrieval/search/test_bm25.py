@@ -12,7 +12,7 @@ import torch
 
 from sidrec.errors import ConfigError, DataError, MissingExtra
 from sidrec.retrieval.search import bm25 as module
-from sidrec.retrieval.search.asking import best
+from sidrec.retrieval.search.asking import best, opinion_of
 from sidrec.retrieval.search.bm25 import Bm25, Bm25Config, words_of
 from sidrec.types import Items, as_ids
 
@@ -66,6 +66,24 @@ def test_an_opinion_scores_any_item_not_only_its_own():
     torch.testing.assert_close(
         opinion.log_probs(torch.arange(5)[None]), index.scores(["shoe"]).double()
     )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_asking_looks_at_few_items_and_answers_as_if_at_all(seed):
+    random = np.random.default_rng(seed)
+    words = [f"w{n}" for n in range(12)]
+    titles = [" ".join(random.choice(words, random.integers(0, 6))) for _ in range(90)]
+    index = Bm25.fit(items(titles), Bm25Config())
+    asked = [" ".join(random.choice([*words, "new"], random.integers(1, 5))) for _ in range(20)]
+    for keep_N in (None, random.random(90) < 0.5):
+        for pool in (1, 7, 90, 200):  # repeated titles tie
+            fast, plain = (
+                index.ask(asked, pool, keep_N),
+                opinion_of(index.scores(asked), pool, keep_N),
+            )
+            assert fast.rows_BK.tolist() == plain.rows_BK.tolist()
+            some = torch.from_numpy(random.integers(0, 90, (20, 30)))
+            torch.testing.assert_close(fast.log_probs(some), plain.log_probs(some))
 
 
 def test_scripts_without_spaces_match_by_character_and_others_by_word():

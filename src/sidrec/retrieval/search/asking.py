@@ -7,8 +7,6 @@ Shapes:   B queries, N items, P items of a pool, K returned items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -30,8 +28,3 @@ def best(opinion: Opinion, k: int) -> Candidates:
     rows_BK = opinion.rows_BK
     scores_BK = opinion.log_probs(rows_BK.clamp_min(0)).masked_fill(rows_BK == PAD, -torch.inf)
     return listed(rows_BK, scores_BK, k)
-
-
-def no_answers(texts: Sequence[str], num_items: int) -> Tensor:
-    """(B, N) scores of −inf to fill."""
-    return torch.full((len(texts), num_items), -torch.inf)

@@ -65,6 +65,8 @@ from sidrec.types import (
 
 NUM_MINED = 20
 """Nearest items of a query that may serve as hard negatives."""
+BLOCK_ROWS = 16_384
+"""Items that pass a tower at one time."""
 TEXT = Stage("embeddings")
 
 
@@ -169,7 +171,9 @@ class Towers(nn.Module):
         with torch.inference_mode():
             network = Tower(inputs_NF.shape[1], self.config, torch.Generator())
             network.load_state_dict(getattr(self, tower).state_dict())
-            vectors_ND = network.double()(torch.from_numpy(inputs_NF).double()).float().numpy()
+            blocks = torch.from_numpy(inputs_NF).split(BLOCK_ROWS)
+            parts = [network.double()(block.double()).float() for block in blocks]
+            vectors_ND = torch.cat(parts).numpy()
         return np.where(known_rows(inputs_NF)[:, None], vectors_ND, np.float32(0))
 
 
