@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sidrec.data.search import made_search, query_folds, read_search, read_sessions
+from sidrec.data.search import made_search, query_folds, read_esci, read_search, read_sessions
 from sidrec.data.search.layouts import catalogue, read_tables
 from sidrec.errors import ConfigError, DataError
 
@@ -53,6 +53,73 @@ def test_esci_labels_stand_for_grades(tmp_path):
     table = pl.DataFrame(rows, schema=["query_id", "item_id", "label"], orient="row")
     table.write_parquet(tmp_path / "judgements.parquet")
     assert plain(read_search(tmp_path)) == EXPECTED
+
+
+def published_esci(folder, examples=()):
+    """Files with the columns of amazon-science/esci-data; two locales share a product id."""
+    names = ["query", "query_id", "product_id", "product_locale", "esci_label", "small_version",
+             "large_version", "split"]  # fmt: skip
+    rows = [
+        ("red shoe", 1, "a", "us", "E", 1, 1, "test"),
+        ("red shoe", 1, "b", "us", "S", 1, 1, "test"),
+        ("boil water", 2, "c", "us", "E", 1, 1, "test"),
+        ("boil water", 2, "a", "us", "I", 1, 1, "test"),
+        ("shoe", 3, "a", "us", "C", 1, 1, "train"),
+        ("easy shoe", 4, "a", "us", "E", 0, 1, "test"),
+        ("zapato rojo", 5, "a", "es", "E", 1, 1, "test"),
+        *examples,
+    ]
+    table = pl.DataFrame(rows, schema=names, orient="row").with_row_index("example_id")
+    table.write_parquet(folder / "shopping_queries_dataset_examples.parquet")
+    products = [("a", "red shoe", "Acme", "red", "us"), ("b", "blue shoe", None, "blue", "us"),
+                ("c", "kettle", "Acme", None, "us"), ("a", "zapato", None, None, "es")]  # fmt: skip
+    names = ["product_id", "product_title", "product_brand", "product_color", "product_locale"]
+    table = pl.DataFrame(products, schema=names, orient="row")
+    table.write_parquet(folder / "shopping_queries_dataset_products.parquet")
+    return folder
+
+
+def test_esci_as_published_reads_one_locale_version_and_split(tmp_path):
+    data = read_search(published_esci(tmp_path))
+    assert plain(data) == EXPECTED
+    assert data.items.item_ids.tolist() == ["a", "b", "c"]
+    assert {"title", "brand", "color"} <= set(data.items.attributes.columns)
+    assert (data.name, data.judgements.top_grade) == ("esci_us_small_test", 3)
+    assert plain(read_search(tmp_path, part="train")) == {"shoe": {"a": 1}}
+    assert set(plain(read_esci(tmp_path, version="large"))) == {*EXPECTED, "easy shoe"}
+    spanish = read_esci(tmp_path, locale="es")
+    assert (plain(spanish), len(spanish.items)) == ({"zapato rojo": {"a": 3}}, 1)
+    known = catalogue(ITEMS[:2], "items")
+    assert plain(read_search(tmp_path, known, on_error="skip"))["red shoe"] == EXPECTED["red shoe"]
+
+
+@pytest.mark.parametrize(
+    ("example", "match"),
+    [
+        (("red shoe", 1, "gone", "us", "E", 1, 1, "test"), "unknown items"),
+        (("red shoe", 1, "c", "us", "X", 1, 1, "test"), "without a grade"),
+        (("RED shoe", 9, "b", "us", "E", 1, 1, "test"), "different grades"),
+        (("", 9, "b", "us", "E", 1, 1, "test"), "empty queries"),
+    ],
+)
+def test_faults_of_published_esci_are_those_of_any_layout(tmp_path, example, match):
+    published_esci(tmp_path, [example])
+    with pytest.raises(DataError, match=match):
+        read_search(tmp_path)
+    assert plain(read_search(tmp_path, on_error="skip"))["boil water"] == EXPECTED["boil water"]
+
+
+def test_published_esci_says_what_it_lacks(tmp_path):
+    published_esci(tmp_path)
+    with pytest.raises(DataError, match="no example with product_locale 'jp'"):
+        read_esci(tmp_path, locale="jp")
+    with pytest.raises(ConfigError, match="small or large"):
+        read_esci(tmp_path, version="tiny")
+    pl.DataFrame({"query": ["x"]}).write_parquet(
+        tmp_path / "shopping_queries_dataset_examples.parquet"
+    )
+    with pytest.raises(DataError, match="esci_label"):
+        read_search(tmp_path)
 
 
 def test_wands_reads_back(tmp_path):

@@ -1,6 +1,6 @@
 """Search data: queries, graded judgements, sessions of clicks; readers, splits, made queries."""
 
-from sidrec.data.search.layouts import read_search, read_sessions
+from sidrec.data.search.layouts import read_esci, read_search, read_sessions
 from sidrec.data.search.made import made_search
 from sidrec.data.search.split import query_folds
 from sidrec.data.search.values import (
@@ -20,6 +20,7 @@ __all__ = [
     "clean_query",
     "made_search",
     "query_folds",
+    "read_esci",
     "read_search",
     "read_sessions",
     "required_query",

@@ -1,12 +1,14 @@
-"""Search data from files: ESCI, WANDS, BEIR, and sessions of clicks.
+"""Search data from files: ESCI (plain tables, or as published), WANDS, BEIR, sessions of clicks.
 
 | layout | catalogue | queries | judgements |
 | --- | --- | --- | --- |
 | `esci` | items.parquet | queries.parquet: query_id, query | judgements.parquet (see below) |
+| `esci_original` | shopping_queries_dataset_products.parquet | …_examples.parquet | the same |
 | `wands` | product.csv | query.csv | label.csv: query_id, product_id, label; tabs between cells |
 | `beir` | corpus.jsonl: _id, title, text | queries.jsonl: _id, text | qrels/<part>.tsv |
 
-ESCI's judgements: query_id, item_id, and a grade of 0 to 3 or a label, Exact … Irrelevant.
+`esci`'s judgements: query_id, item_id, and a grade of 0 to 3 or a label, Exact … Irrelevant.
+`esci_original` is the repository's: one row an example with query, product and label E, S, C or I.
 
 Source:   ESCI, Reddy et al. 2022, arXiv:2206.06588; WANDS, Chen et al., ECIR 2022; BEIR, Thakur et
           al. 2021, arXiv:2104.08663.
@@ -16,6 +18,7 @@ Differs:  WANDS: Exact 2, Partial 1, Irrelevant 0. BEIR: the best grade is the l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from sidrec.data.search.values import SearchData, Sessions
 from sidrec.data.tables import (
     ROW,
     OnError,
+    Table,
     open_csv,
     open_json_lines,
     open_parquet,
@@ -43,6 +47,16 @@ WANDS_COLUMNS = {
     "product_id": "item_id",
     "product_name": "title",
     "category hierarchy": "categories",
+    "product_description": "description",
+}
+ESCI_EXAMPLES = "shopping_queries_dataset_examples.parquet"
+ESCI_PRODUCTS = "shopping_queries_dataset_products.parquet"
+ESCI_COLUMNS = {
+    "product_id": "item_id",
+    "product_title": "title",
+    "product_brand": "brand",
+    "product_color": "color",
+    "product_bullet_point": "bullet_points",
     "product_description": "description",
 }
 SESSION_COLUMNS = {
@@ -64,8 +78,9 @@ def read_search(
 ) -> SearchData:
     """The queries and judgements of a folder, over its own catalogue or over `items`.
 
-    `part` is the file of BEIR's judgements. Raises DataError at the first fault, or counts and
-    drops faulty rows with `on_error="skip"`; see `checks`.
+    `part` is the file of BEIR's judgements, or the split of `esci_original`, whose other choices
+    `read_esci` takes. Raises DataError at the first fault, or counts and drops faulty rows with
+    `on_error="skip"`; see `checks`.
     """
     folder = Path(folder)
     if layout == "auto":
@@ -79,14 +94,16 @@ def guess_layout(folder: Path) -> str:
     """The layout of a folder, by the names of its files."""
     for layout, name in (
         ("esci", "judgements.parquet"),
+        ("esci_original", ESCI_EXAMPLES),
         ("wands", "label.csv"),
         ("beir", "queries.jsonl"),
     ):
         if (folder / name).is_file():
             return layout
     raise DataError(
-        f"{folder} holds no search data; expected judgements.parquet (ESCI), label.csv (WANDS) or "
-        "queries.jsonl (BEIR); name the layout, or bring the files"
+        f"{folder} holds no search data; expected judgements.parquet (ESCI), {ESCI_EXAMPLES} (ESCI "
+        "as published), label.csv (WANDS) or queries.jsonl (BEIR); name the layout, or bring the "
+        "files"
     )
 
 
@@ -115,6 +132,56 @@ def read_sessions(
     table = _open(Path(path))
     _require(table, Path(path).name, list(names.values()))
     return build_sessions(table, items, name=Path(path).name, columns=names, on_error=on_error)
+
+
+def read_esci(
+    folder: str | Path,
+    items: Items | None = None,
+    *,
+    locale: str = "us",
+    version: str = "small",
+    part: str = "test",
+    on_error: OnError = "raise",
+) -> SearchData:
+    """The files of amazon-science/esci-data: one locale (`us`, `es`, `jp`), one version, one split.
+
+    `small` holds the harder queries of the ranking task, `large` all. The catalogue is every
+    product of the locale: ids repeat across locales, never inside one.
+    """
+    folder = Path(folder)
+    if version not in ("small", "large"):
+        raise ConfigError(f"esci: version must be small or large, got {version!r}")
+    if items is None:
+        products = open_parquet(folder / ESCI_PRODUCTS)
+        _require(products, ESCI_PRODUCTS, ["product_id", "product_title", "product_locale"])
+        renamed = {old: new for old, new in ESCI_COLUMNS.items() if old in products.columns}
+        own = _where(products, pl.col("product_locale") == locale, list(renamed))
+        items = catalogue(own.rename(renamed), ESCI_PRODUCTS)
+    examples, chosen = open_parquet(folder / ESCI_EXAMPLES), f"{version}_version"
+    columns = ["query_id", "query", "product_id", "esci_label"]
+    _require(examples, ESCI_EXAMPLES, [*columns, "product_locale", chosen, "split"])
+    wanted = (pl.col("product_locale") == locale) & (pl.col(chosen) == 1)
+    judged = _where(examples, wanted & (pl.col("split") == part), columns)
+    if not judged.height:
+        raise DataError(
+            f"{ESCI_EXAMPLES}: no example with product_locale {locale!r}, {chosen} 1 and split "
+            f"{part!r}; choose another locale (us, es, jp), version or part (train, test)"
+        )
+    return build_search(
+        f"esci_{locale}_{version}_{part}",
+        items,
+        judged.select("query_id", "query").unique(maintain_order=True),
+        judged,
+        grade_of=_label(LABELS["esci"]),
+        top_grade=3,
+        query_columns=("query_id", "query"),
+        judgement_columns=("query_id", "product_id", "esci_label"),
+        on_error=on_error,
+    )
+
+
+def _esci_original(folder: Path, items: Items | None, part: str, on_error: OnError) -> SearchData:
+    return read_esci(folder, items, part=part, on_error=on_error)
 
 
 def _esci(folder: Path, items: Items | None, part: str, on_error: OnError) -> SearchData:
@@ -194,13 +261,18 @@ def _beir(folder: Path, items: Items | None, part: str, on_error: OnError) -> Se
     )
 
 
-LAYOUTS = {"esci": _esci, "wands": _wands, "beir": _beir}
+LAYOUTS = {"esci": _esci, "esci_original": _esci_original, "wands": _wands, "beir": _beir}
 
 
 def catalogue(table: pl.DataFrame, name: str) -> Items:
     """Items of a table with a column item_id."""
     _require(table, name, ["item_id"])
     return Items(as_ids(table["item_id"]), table.drop(ROW, strict=False))
+
+
+def _where(table: Table, kept: pl.Expr, columns: list[str]) -> pl.DataFrame:
+    """The rows that are kept; the others are never in memory."""
+    return replace(table, frame=table.frame.filter(kept)).collect(columns)
 
 
 def _open(path: Path, separator: str | None = None) -> pl.DataFrame:
@@ -215,7 +287,7 @@ def _open(path: Path, separator: str | None = None) -> pl.DataFrame:
     raise DataError(f"{path.name} must end in .parquet, .csv, .tsv or .jsonl")
 
 
-def _require(table: pl.DataFrame, name: str, columns: list[str]) -> None:
+def _require(table: pl.DataFrame | Table, name: str, columns: list[str]) -> None:
     missing = [column for column in columns if column not in table.columns]
     if missing:
         have = [column for column in table.columns if column != ROW]
