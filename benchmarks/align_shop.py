@@ -40,7 +40,7 @@ from sidrec.recipe import (
 )
 from sidrec.recommender import Recommender
 
-WEIGHTS = (0.03, 0.1, 0.3, 1.0)
+WEIGHTS = (0.1, 0.3, 1.0, 3.0)
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--noise", type=float, default=0.0, help="of the ranker, standard deviation"
     )
-    parser.add_argument("--weight", type=float, default=0.3, help="of admitted rollouts (AdaGRPO)")
+    parser.add_argument("--weight", type=float, default=1.0, help="of admitted rollouts (AdaGRPO)")
     parser.add_argument("--cells", action="store_true", help="the 2 x 2 analysis too")
     arguments = parser.parse_args()
     benches = [prepared(arguments, seed) for seed in arguments.seeds]
@@ -160,6 +160,7 @@ def rows(weight: float) -> dict[str, tuple[str, dict[str, object]]]:
             for w in WEIGHTS
         },
         "adagrpo": ("adagrpo", {"group_weight": weight}),
+        "adagrpo_3.0": ("adagrpo", {"group_weight": 3.0}),
         "gate_difficulty": ("adagrpo", {"group_weight": weight, "gate": "difficulty"}),
         "gate_discriminability": ("adagrpo", {"group_weight": weight, "gate": "discriminability"}),
         "gate_random": ("adagrpo", {"group_weight": weight, "gate": "random", "random_rate": 0.5}),

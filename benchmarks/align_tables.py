@@ -8,11 +8,12 @@ from cells import MISSING, Figures, accuracy_cell, markdown, signed, sources
 
 SHOP_ROWS = (
     "sft",
-    "mix_0.03",
     "mix_0.1",
     "mix_0.3",
     "mix_1.0",
+    "mix_3.0",
     "adagrpo",
+    "adagrpo_3.0",
     "gate_difficulty",
     "gate_discriminability",
     "gate_random",

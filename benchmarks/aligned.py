@@ -138,7 +138,7 @@ def over_seeds(
     """Figures of all rows over users and seeds, and of their differences from the baselines.
 
     `<data>.<row>.<metric>` is that of the checkpoint `plain`; the others have their name before
-    the metric. Every seed asks the same test questions.
+    the metric. Every seed asks the same test questions, and its rows start from the same weights.
     """
     figures: dict[str, dict[str, Any]] = {}
     data, rows = benches[0].data, benches[0].rows
@@ -156,7 +156,7 @@ def over_seeds(
                     if name == base or base not in rows:
                         continue
                     base_SQ = np.stack([bench.rows[base][which][metric] for bench in benches])
-                    found, p = paired_seeds(values_SQ, base_SQ)
+                    found, p = paired_seeds(values_SQ, base_SQ, shared=True)
                     figures[f"{data}.{name}_minus_{base}.{which}.{metric}"] = {
                         **as_figure(found), "p": round(p, 5), "unit": "difference",
                     }  # fmt: skip

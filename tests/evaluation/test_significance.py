@@ -103,6 +103,21 @@ def test_paired_seeds_share_users_between_systems():
     assert figure.value == pytest.approx(0.5) and figure.low > 0.4 and p < 0.01
 
 
+def test_shared_seeds_cancel_what_a_start_gives_to_both_systems():
+    rng = np.random.default_rng(5)
+    starts_S1 = np.array([[0.0], [5.0], [9.0]])  # far apart, the same for both systems
+    base_SQ = starts_S1 + rng.random((3, 500))
+    figure, p = s.paired_seeds(base_SQ + 0.1, base_SQ, shared=True)
+    assert (figure.low, figure.high) == pytest.approx((0.1, 0.1)) and p < 0.01
+    apart, _ = s.paired_seeds(base_SQ + 0.1, base_SQ)
+    assert apart.high - apart.low > 1
+    gains_S1 = np.array([[0.0], [0.1], [0.2]])  # seeds differ: the interval holds their spread
+    figure, _ = s.paired_seeds(base_SQ + gains_S1, base_SQ, shared=True)
+    assert figure.low < 0.04 and figure.high > 0.16
+    with pytest.raises(DataError, match="as many on both sides"):
+        s.paired_seeds(base_SQ, base_SQ[:2], shared=True)
+
+
 def test_holm_equals_the_worked_example():
     # sorted .005 .01 .03 .04, times 4 3 2 1 = .02 .03 .06 .04, made monotone: .02 .03 .06 .06
     assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

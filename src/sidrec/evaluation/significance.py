@@ -139,10 +139,24 @@ def paired_seeds(
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    shared: bool = False,
 ) -> tuple[Figure, float]:
-    """As `paired`, with the seeds of each system resampled too, independently of each other."""
+    """As `paired`, with the seeds of each system resampled too, independently of each other.
+
+    `shared`: row s of both grew from one start (the same weights, aligned in two ways), so that
+    their difference is what a seed gives; then the same seeds are drawn for both.
+    """
     if first_SQ.shape[1] != second_SQ.shape[1]:
         raise DataError("paired values must be of the same users")
+    if shared:
+        if first_SQ.shape != second_SQ.shape:
+            raise DataError(
+                f"shared seeds must be as many on both sides, got {len(first_SQ)} and "
+                f"{len(second_SQ)}"
+            )
+        by_seed_RS = resampled_means((first_SQ - second_SQ).T, resamples=resamples, seed=seed)
+        draws_R = _over_seeds(by_seed_RS, np.random.default_rng(seed + 1))
+        return _tested(float((first_SQ - second_SQ).mean()), draws_R, level, first_SQ.shape[1])
     rng = np.random.default_rng(seed + 1)
     both_SQ = np.concatenate([first_SQ, second_SQ])  # one draw of users serves both systems
     by_seed_RS = resampled_means(both_SQ.T, resamples=resamples, seed=seed)
