@@ -2,25 +2,69 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from sidrec.serving.app import create_app
 from sidrec.serving.auth import ROLES
+from sidrec.serving.run import configured
 from sidrec.serving.settings import ServeSettings
+
+LOOPBACK = {"127.0.0.1", "::1", "localhost", "", None}
+_going_out: list[str] = []
+_watching = False
+
+
+def _watch(event, args):
+    """Refuse, and remember, connections and name look-ups that leave this machine."""
+    if not _watching:
+        return
+    if event in ("socket.connect", "socket.sendto"):
+        host = args[1][0] if isinstance(args[1], tuple) else None  # a Unix socket has a path
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = args[0]
+    else:
+        return
+    if host not in LOOPBACK:
+        _going_out.append(f"{event} {host}")
+        raise OSError(f"{event} to {host} goes out")
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.fixture(autouse=True)
+def outgoing():
+    """What tried to leave this machine during the test: nothing may. Servers in processes of their
+    own are not seen, nor is what C libraries do by themselves.
+    """
+    global _watching
+    _going_out.clear()
+    _watching = True
+    yield _going_out
+    _watching = False
+    assert _going_out == []
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +109,97 @@ def shared(bundles, tmp_path_factory):
     with TestClient(app, raise_server_exceptions=False) as client:
         client.service = app.state.service
         yield client
+
+
+@pytest.fixture
+def listening(bundles, tmp_path):
+    """Serve on a real socket in this process: `with listening(max_queue=2) as server`."""
+
+    @contextmanager
+    def start(**changes):
+        changes = {"store": str(tmp_path / "store.sqlite"), "bundle": bundles.first, **changes}
+        settings = ServeSettings(device="cpu", **changes)
+        app = create_app(settings)
+        running = uvicorn.Server(configured(app, settings))
+        socket_ = socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=running.run, args=([socket_],), daemon=True)
+        thread.start()
+        while not running.started:
+            time.sleep(0.01)
+        host, port = socket_.getsockname()
+        try:
+            yield SimpleNamespace(
+                url=f"http://{host}:{port}", address=(host, port), service=app.state.service
+            )
+        finally:
+            running.should_exit = True
+            thread.join(20)
+            socket_.close()
+            assert not thread.is_alive()
+
+    return start
+
+
+class Cluster:
+    """A PostgreSQL of our own, on a Unix socket in a folder of its own, and not as root."""
+
+    def __init__(self, programs):
+        self.programs = programs
+        self.folder = Path(tempfile.mkdtemp(prefix="sidrec-pg-"))
+        self.as_user = []
+        if os.getuid() == 0:
+            pwd.getpwnam("postgres")
+            shutil.chown(self.folder, "postgres")
+            self.as_user = ["runuser", "-u", "postgres", "--"]
+        self.run("initdb", "--auth=trust", "--username=sidrec", "--encoding=UTF8", "--no-sync")
+        self.start()
+        self.count = 0
+
+    def run(self, program, *words):
+        command = [*self.as_user, str(self.programs / program), "-D", str(self.folder / "data")]
+        subprocess.run([*command, *words], check=True, cwd="/", stdout=subprocess.DEVNULL)
+
+    def start(self):
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder}"
+        log = str(self.folder / "log")
+        self.run("pg_ctl", "start", "--wait", "--timeout=120", "--log", log, "--options", options)
+
+    def stop(self, how="immediate"):
+        """Immediate: as if it had been killed."""
+        self.run("pg_ctl", "stop", "--wait", "--timeout=120", "--mode", how)
+
+    def database(self):
+        """The URL of an empty database."""
+        import psycopg
+
+        self.count += 1
+        name = f"store{self.count}"
+        at = f"host={self.folder} user=sidrec dbname=postgres"
+        with psycopg.connect(at, autocommit=True) as connection:
+            connection.execute(f"create database {name}")
+        return f"postgresql://sidrec@/{name}?host={self.folder}"
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A real PostgreSQL server; skipped where none is installed."""
+    found = [Path(p).parent for p in glob.glob("/usr/lib/postgresql/*/bin/initdb")]
+    if not found and (program := shutil.which("initdb")):
+        found = [Path(program).resolve().parent]
+    if not found:
+        pytest.skip("NOT TESTED on PostgreSQL: it is not installed (apt-get install postgresql)")
+    running = Cluster(sorted(found)[-1])
+    yield running
+    running.stop()
+    shutil.rmtree(running.folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request, tmp_path):
+    """An empty store of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.sqlite'}"
+    return request.getfixturevalue("cluster").database()
 
 
 class Process:

@@ -21,9 +21,9 @@ def send(client, *events, status=200):
     return answer.json()
 
 
-def test_events_count_once_and_enter_the_history_at_the_next_request(serving, bundles):
+def test_events_count_once_and_enter_the_history_at_the_next_request(serving, store_url, bundles):
     a, b, c = bundles.ids[:3]
-    with serving() as client:
+    with serving(store=store_url) as client:
         assert client.get("/v1/users/ann/history").json()["items"] == []
         said = send(client, event(1, item=a), event(2, item=b), event(1, item=c))
         assert (said["accepted"], said["duplicates"]) == (2, 1)
@@ -38,7 +38,7 @@ def test_events_count_once_and_enter_the_history_at_the_next_request(serving, bu
         assert client.get("/v1/users/ann/history").json()["items"] == [c, a, b]
         send(client, event(4, item="z", event_type="impression"))
         assert client.get("/v1/users/ann/history").json()["items"] == [c, a, b]
-    with serving() as client:
+    with serving(store=store_url) as client:
         assert client.get("/v1/users/ann/history").json()["items"] == [c, a, b]
 
 
@@ -52,8 +52,10 @@ def test_times_are_read_in_every_form_and_the_far_future_is_refused(serving):
             assert send(client, event(9, timestamp=stamp), status=422)["code"] == "invalid_request"
 
 
-def test_too_many_events_of_one_user_are_kept_but_count_for_nothing(serving, bundles, tmp_path):
-    with serving(user_events_per_hour=5) as client:
+def test_too_many_events_of_one_user_are_kept_but_count_for_nothing(
+    serving, store_url, bundles, tmp_path
+):
+    with serving(store=store_url, user_events_per_hour=5) as client:
         said = send(client, *[event(i, item=bundles.ids[i]) for i in range(8)])
         assert (said["accepted"], said["quarantined"]) == (8, 3)
         assert client.get("/v1/users/ann/history").json()["items"] == bundles.ids[:5]
@@ -64,12 +66,16 @@ def test_too_many_events_of_one_user_are_kept_but_count_for_nothing(serving, bun
         assert export_parquet(store, tmp_path / "e.parquet", quarantined=True) == 9
 
 
-def test_an_erased_user_is_in_no_table_and_no_file(serving, bundles, tmp_path):
-    with serving() as client:
-        send(client, *[event(i, user=MARKER, item=bundles.ids[i]) for i in range(20)])
+def test_an_erased_user_is_in_no_table_and_no_file(serving, store_url, bundles, tmp_path):
+    """Nor in quarantine or memory; PostgreSQL's own files are out of reach."""
+    with serving(store=store_url, user_events_per_hour=15) as client:
+        said = send(client, *[event(i, user=MARKER, item=bundles.ids[i]) for i in range(20)])
+        assert said["quarantined"] == 5
         send(client, event(1, user="bob"))
         client.post("/v1/recommend", json={"user_id": MARKER})
         assert client.delete(f"/v1/users/{MARKER}").json() == {"user_id": MARKER, "events": 20}
+        events = client.service.events
+        assert MARKER not in str((events._histories, events._of_hour))
         assert client.get(f"/v1/users/{MARKER}/history").json()["items"] == []
         assert client.get(f"/v1/users/{MARKER}").json()["events"] == []
         with client.service.store.reading() as connection:
@@ -77,13 +83,14 @@ def test_an_erased_user_is_in_no_table_and_no_file(serving, bundles, tmp_path):
                 rows = connection.execute(sa.text(f"select * from {table}")).all()
                 assert MARKER not in str(rows)
         assert MARKER not in client.get("/metrics").text
+        export_parquet(client.service.store, tmp_path / "e.parquet", quarantined=True)
         for path in tmp_path.iterdir():
             assert MARKER.encode() not in path.read_bytes(), path
         assert len(client.get("/v1/users/bob").json()["events"]) == 1
 
 
-def test_old_events_are_deleted_after_the_retention(serving):
-    with serving(retention_days=2) as client:
+def test_old_events_are_deleted_after_the_retention(serving, store_url):
+    with serving(store=store_url, retention_days=2) as client:
         send(client, event(1), event(2), event(3, user="bob"))
         old = sa.text("update events set received_us = 0 where user_id = 'ann'")
         client.service.store.write(lambda connection: connection.execute(old)).result()
@@ -94,8 +101,8 @@ def test_old_events_are_deleted_after_the_retention(serving):
         assert len(client.get("/v1/users/bob").json()["events"]) == 1
 
 
-def test_many_senders_at_once_share_commits_and_lose_nothing(serving, bundles):
-    with serving() as client:
+def test_many_senders_at_once_share_commits_and_lose_nothing(serving, store_url, bundles):
+    with serving(store=store_url) as client:
         commits = []
         client.service.store.on_commit = lambda seconds, size: commits.append(size)
 

@@ -203,22 +203,58 @@ def test_an_error_nobody_foresaw_tells_nothing_but_its_request(serving, monkeypa
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
-def test_nothing_of_a_user_is_in_logs_or_metrics(serving, bundles, caplog):
+def test_nothing_of_a_user_is_in_logs_or_metrics(serving, bundles, caplog, monkeypatch):
+    """Nor after failures, whose tracebacks and errors are logged too."""
+    import sqlalchemy as sa
+
+    from sidrec.recommender import Recommender
+    from sidrec.serving.snapshot import Snapshot
+
+    def broken(*_, **__):
+        raise RuntimeError("broken")
+
     caplog.set_level(logging.DEBUG)
+    sent = {
+        "event_id": "e-marker", "user_id": "u-marker", "item_id": bundles.ids[0],
+        "session_id": "s-marker", "request_id": "r-marker",
+    }  # fmt: skip
+    known = {"history": [*bundles.history, "h-marker"]}
+    key = {"Authorization": "Bearer k-marker"}
     with serving() as client:
-        sent = {"event_id": "e-marker", "user_id": "u-marker", "item_id": bundles.ids[0]}
-        client.post("/v1/events", json={"events": [sent]})
+        for changed in ({}, {"weight": "w-marker"}):
+            client.post("/v1/events", json={"events": [{**sent, **changed}]}, headers=key)
         client.post("/v1/recommend", json={"user_id": "u-marker"})
-        client.get("/v1/users/u-marker/history")
-        assert "u-marker" not in client.get("/metrics").text
-    ours = [r.getMessage() for r in caplog.records if r.name.startswith(("sidrec", "sqlalchemy"))]
-    assert not any("marker" in text for text in ours)
+        client.post("/v1/recommend", json={**known, "user_id": "u-marker", "k": 0})
+        client.get("/v1/users/u-marker/history?secret=q-marker")
+        client.get("/nothing/p-marker")
+        client.post("/v1/search", json={"query": "q-marker"})
+        client.post("/v1/models/activate", json={"name": "u-marker"})
+        with monkeypatch.context() as patched:
+            patched.setattr(Recommender, "candidates", broken)
+            assert client.post("/v1/recommend", json=known).json()["degraded"]
+            patched.setattr(Snapshot, "state", broken)
+            assert client.get("/v1/items/i-marker").status_code == 500
+            store = client.service.store
+            wrong = sa.text("insert into nothing values (:user)")
+            patched.setattr(
+                store,
+                "insert_events",
+                lambda rows: lambda c: c.execute(wrong, {"user": "u-marker"}),
+            )
+            assert client.post("/v1/events", json={"events": [sent]}).status_code == 503
+        client.delete("/v1/users/u-marker")
+        assert "marker" not in client.get("/metrics").text
+    theirs = ("httpx", "httpcore", "asyncio")  # of the test's own client
+    format_ = logging.Formatter("%(message)s").format
+    texts = [format_(r) for r in caplog.records if not r.name.startswith(theirs)]
+    assert any("broken" in text for text in texts)
+    assert not [text for text in texts if "marker" in text]
 
 
-def test_the_client_speaks_api_v1(server_url, bundles):
+def test_the_client_speaks_api_v1(listening, bundles):
     from sidrec.serving.client import Client, RefusedError
 
-    with Client(server_url) as client:
+    with listening() as server, Client(server.url) as client:
         answer = client.recommend(history=bundles.history, k=3)
         assert len(answer.items) == 3 and not answer.degraded
         assert client.rank([i.item_id for i in answer.items], history=bundles.history).items
@@ -234,23 +270,3 @@ def test_the_client_speaks_api_v1(server_url, bundles):
         with pytest.raises(RefusedError, match="k: Input should be") as refused:
             client.recommend(history=[], k=0)
         assert (refused.value.code, refused.value.status) == ("invalid_request", 422)
-
-
-@pytest.fixture
-def server_url(bundles, tmp_path):
-    """A server on a real socket in this process."""
-    import uvicorn
-
-    from sidrec.serving.app import create_app
-    from sidrec.serving.settings import ServeSettings
-
-    store = str(tmp_path / "store.sqlite")
-    app = create_app(ServeSettings(bundle=bundles.first, store=store, device="cpu"))
-    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
-    running.should_exit = True
-    thread.join()

@@ -46,9 +46,9 @@ def test_a_new_item_is_servable_when_the_answer_comes_and_survives_a_restart(ser
         assert "new/é 1" in listed(client, bundles.history, system=everyone, filter=tree)
 
 
-def test_availability_and_deletion_count_at_once_and_survive_a_restart(serving, bundles):
+def test_availability_and_deletion_count_at_once_and_survive_a_restart(serving, store_url, bundles):
     away, gone = bundles.ids[1], bundles.ids[2]
-    with serving() as client:
+    with serving(store=store_url) as client:
         history = bundles.history
         assert {away, gone} <= listed(client, history, exclude_viewed=False)
         assert client.patch(f"/v1/items/{away}", json={"available": False}).status_code == 200
@@ -65,7 +65,7 @@ def test_availability_and_deletion_count_at_once_and_survive_a_restart(serving, 
         ranked = client.post("/v1/rank", json={"history": history, "items": [away, gone, "x"]})
         assert ranked.json()["items"] == []
         assert client.get(f"/v1/items/{away}").json()["available"] is False
-    with serving() as client:
+    with serving(store=store_url) as client:
         assert not {away, gone} & listed(client, history, exclude_viewed=False)
         titled = client.patch(f"/v1/items/{away}", json={"attributes": {"title": "away"}})
         assert titled.json()["items"][0]["available"] is False

@@ -52,6 +52,7 @@ def recommend_query(
         keep_N=keep_N,
         keep_key=key,
         exclude=np.unique(np.concatenate(parts)) if parts else NOTHING,
+        segment_N=None if request.segment is None else snapshot.mask(request.segment),
         rules=tuple(rules),
         skipped=tuple(skipped),
     )
@@ -133,7 +134,10 @@ def answer(
 ) -> dict[str, Any]:
     """The body of every answer that lists items."""
     snapshot, query = found.snapshot, found.query
-    reasons = reasons_of(snapshot, query.rows_T, rows_K, found.source)
+    if found.source == POPULAR:
+        reasons = popular_reasons(found, rows_K)
+    else:
+        reasons = reasons_of(snapshot, query.rows_T, rows_K)
     return {
         **snapshot.facts,
         "items": listed(snapshot, rows_K, scores_K, found.source, reasons, include_fields),
@@ -174,10 +178,19 @@ def listed(
     return entries
 
 
-def reasons_of(snapshot: Snapshot, rows_T: Ints, rows_K: Ints, source: str) -> list[dict[str, Any]]:
+def popular_reasons(found: Found, rows_K: Ints) -> list[dict[str, Any]]:
+    """Whether each item is popular in the segment of the request, or with everyone."""
+    everyone = {"kind": "popular", "text": "popular with everyone"}
+    if found.segment_N is None:
+        return [everyone] * len(rows_K)
+    named = found.query.segment_N is not None
+    text = "popular in the segment" if named else "popular among items like those of the history"
+    inside = {"kind": "popular_in_segment", "text": text}
+    return [inside if of_it else everyone for of_it in found.segment_N[rows_K].tolist()]
+
+
+def reasons_of(snapshot: Snapshot, rows_T: Ints, rows_K: Ints) -> list[dict[str, Any]]:
     """Why each item: the newest item of the history that shares the most leading codes with it."""
-    if source == POPULAR or not len(rows_T):
-        return [{"kind": "popular", "text": "popular with everyone"}] * len(rows_K)
     codes_NL, newest_T = snapshot.recommender.ids.codes, rows_T[::-1][:50]
     codes_KL = codes_NL[rows_K]
     same_KTL = (codes_KL[:, None] == codes_NL[newest_T][None]) & (codes_KL[:, None] >= 0)

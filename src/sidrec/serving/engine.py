@@ -3,7 +3,8 @@
 The thread takes whatever waits, at most `max_batch`, and never waits for more: while it works, the
 next batch gathers. Requests with equal rules and system are one batch of the recommender, each
 history encoded once. A whole batch is answered from one snapshot. Past its deadline a request gets
-popular items under its own rules, marked degraded; so it does where the model fails.
+popular items under its own rules, those of its segment first, marked degraded; so it does where
+the model fails. Past its deadline, or once its client has gone, a request never reaches the model.
 
 Requests share a batch only where that cannot change a list: same system, same filter, and a k that
 makes the beam no wider. Rounding of batched sums is all that remains.
@@ -31,6 +32,8 @@ from sidrec.types import PAD, Bools, Floats, Histories, Ints
 
 log = logging.getLogger("sidrec.serving")
 Hashable = tuple[Any, ...]
+SEGMENT_ITEMS = 5
+"""Newest items of a history whose first codes make its segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class Query:
     keep_key: Hashable
     """Equal where `keep_N` is."""
     exclude: Ints
+    segment_N: Bools | None = None
+    """Items of the segment, where the request names one; popularity prefers them."""
     rules: tuple[Rule, ...] = ()
     skipped: tuple[str, ...] = ()
 
@@ -74,6 +79,8 @@ class Found:
     rows_K: Ints
     scores_K: Floats
     source: str
+    segment_N: Bools | None = None
+    """Items that came first because they are of the segment."""
     degraded: str | None = None
     """Why this is less than was asked for."""
 
@@ -175,14 +182,11 @@ class Engine:
                 self._busy = 0
                 while not self._queue and not self._stopping:
                     self._wake.wait()
-                batch = [
-                    self._queue.popleft() for _ in range(min(self.max_batch, len(self._queue)))
-                ]
-                self._busy = len(batch)
-            if not batch:
-                return
-            now, start = time.monotonic(), time.perf_counter()
-            live = [w for w in batch if w.deadline > now and not w.future.cancelled()]
+                if not self._queue:
+                    return
+                live = self._next_batch()
+                self._busy = len(live)
+            start = time.perf_counter()
             if live:
                 try:
                     self._answer(live)
@@ -193,6 +197,18 @@ class Engine:
                 each = seconds / len(live)
                 self._seconds_each += 0.1 * (each - self._seconds_each)
                 self.on_batch(len(live), seconds)
+
+    def _next_batch(self) -> list[Work]:
+        """What waits, at most `max_batch`; past its deadline or without a client it takes no place.
+
+        Called with the lock held.
+        """
+        now, live = time.monotonic(), []
+        while self._queue and len(live) < self.max_batch:
+            work = self._queue.popleft()
+            if work.deadline > now and not work.future.cancelled():
+                live.append(work)
+        return live
 
     def _answer(self, batch: Sequence[Work]) -> None:
         snapshot = self.current()  # one for the whole batch
@@ -285,14 +301,22 @@ def look_up(snapshot: Snapshot, queries: Sequence[Query]) -> list[Found]:
 
 
 def popular(snapshot: Snapshot, query: Query, degraded: str | None) -> Found:
-    """Popular items under the query's rules."""
-    rows_K, scores_K = snapshot.popular(query.k, query.keep_N, query.exclude)
+    """Popular items under the query's rules: first those of its segment, then the others.
+
+    The segment is what the request names. Where popular items stand in for others it is else the
+    items whose semantic ID begins with the same code as one of the newest items of the history.
+    """
+    segment_N = query.segment_N
+    if segment_N is None and degraded and len(query.rows_T):
+        segment_N = snapshot.like(query.rows_T[-SEGMENT_ITEMS:])
+    rows_K, scores_K = snapshot.popular(query.k, query.keep_N, query.exclude, segment_N)
     return Found(
         snapshot=snapshot,
         query=query,
         rows_K=rows_K,
         scores_K=scores_K,
         source=POPULAR,
+        segment_N=segment_N,
         degraded=degraded,
     )
 

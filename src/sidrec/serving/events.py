@@ -22,6 +22,8 @@ import polars as pl
 import sqlalchemy as sa
 
 from sidrec.serving import store as tables
+from sidrec.serving.clock import CLOCK
+from sidrec.serving.problems import Problem
 from sidrec.serving.schemas import Event
 from sidrec.serving.settings import ServeSettings
 from sidrec.serving.store import Store
@@ -60,17 +62,19 @@ class EventLog:
 
     def add(self, events: Sequence[Event]) -> Future[Kept]:
         """Keep a batch; done once it is on the disk and histories know it."""
-        now_us = time.time_ns() // 1000
+        now_us = CLOCK.now_us()
         rows = [self._row(event, now_us) for event in events]
         users = {event.user_id for event in events}
         kept: Future[Kept] = Future()
 
         def committed(done: Future[int]) -> None:
             if error := done.exception():
+                self._uncount(rows)
                 kept.set_exception(error)
                 return
             self._forget(users)
-            accepted = done.result()
+            if not (accepted := done.result()):  # a batch sent again is no sign of a busy user
+                self._uncount(rows)
             held = sum(row["quarantined"] for row in rows)
             kept.set_result(
                 Kept(
@@ -80,7 +84,12 @@ class EventLog:
                 )
             )
 
-        self.store.write(self.store.insert_events(rows)).add_done_callback(committed)
+        try:
+            written = self.store.write(self.store.insert_events(rows))
+        except Problem:
+            self._uncount(rows)
+            raise
+        written.add_done_callback(committed)
         return kept
 
     def _row(self, event: Event, now_us: int) -> dict[str, Any]:
@@ -106,6 +115,12 @@ class EventLog:
                 self._hour, self._of_hour = hour, {}
             count = self._of_hour[user_id] = self._of_hour.get(user_id, 0) + 1
         return count > self.settings.user_events_per_hour
+
+    def _uncount(self, rows: Sequence[dict[str, Any]]) -> None:
+        with self._lock:
+            for row in rows:
+                if count := self._of_hour.get(row["user_id"]):
+                    self._of_hour[row["user_id"]] = count - 1
 
     # ---------------------------------------------------------------- out
 
@@ -184,7 +199,7 @@ class EventLog:
         days = self.settings.retention_days
         if days is None:
             return 0
-        cutoff_us = time.time_ns() // 1000 - int(days * 86_400 * 1e6)
+        cutoff_us = CLOCK.now_us() - int(days * 86_400 * 1e6)
         t = tables.events.c
 
         def write(connection: sa.Connection) -> list[str]:

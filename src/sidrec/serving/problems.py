@@ -29,6 +29,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unreadable_body": (400, "The body cannot be read"),
     "unauthorised": (401, "A key is needed"),
     "forbidden": (403, "This key may not do that"),
+    "client_gone": (499, "The client went away before its answer"),
     "overloaded": (429, "Too many requests are waiting"),
     "store_unavailable": (503, "Nothing can be written now"),
     "not_ready": (503, "The server is starting or stopping"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Sequence
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Path, Request
@@ -19,6 +19,8 @@ from sidrec.serving.service import Service
 from sidrec.serving.snapshot import Snapshot
 
 router = APIRouter()
+T = TypeVar("T")
+UNWATCHED_SECONDS = 0.02
 IdInPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 NameInPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -63,6 +65,39 @@ async def history_of(
         return (), False
 
 
+async def while_connected(request: Request, answer: Awaitable[T]) -> T:
+    """What `answer` gives; it is cancelled when the client goes away, so that nothing is searched.
+
+    The connection is watched from `UNWATCHED_SECONDS` on: most answers are out before.
+    """
+    loop, asking, watching = asyncio.get_running_loop(), asyncio.current_task(), []
+    gone = False
+    assert asking is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+        gone = True
+        asking.cancel()
+
+    def start() -> None:
+        watching.append(loop.create_task(watch()))
+
+    later = loop.call_later(UNWATCHED_SECONDS, start)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        asking.uncancel()
+        raise Problem("client_gone") from None
+    finally:
+        later.cancel()
+        for task in watching:
+            task.cancel()
+
+
 # Asking ------------------------------------------------------------------------------------------
 
 
@@ -85,13 +120,14 @@ async def recommend(request: Request, body: RecommendRequest) -> Response:
 
     seconds = seconds_of(body.timeout_ms, service.settings.timeout_ms)
     if body.dry_run:
-        said = await service.engine.call(lambda s: answers.plan(s, prepare(s)), seconds)
+        planned = service.engine.call(lambda s: answers.plan(s, prepare(s)), seconds)
+        said = await while_connected(request, planned)
         return reply({"request_id": request.state.request_id, **said})
 
     def finish(found: Found) -> dict[str, Any]:
         return answers.recommend_answer(found, body)
 
-    said = await service.engine.recommend(prepare, finish, seconds)
+    said = await while_connected(request, service.engine.recommend(prepare, finish, seconds))
     return degraded_or_not(request, start, service, said, readable, experiment)
 
 
@@ -130,11 +166,12 @@ async def rank(request: Request, body: schemas.RankRequest) -> Response:
     def finish(found: Found) -> dict[str, Any]:
         return answers.answer(found, found.rows_K, found.scores_K, body.include_fields)
 
-    said = await service.engine.recommend(
+    found = service.engine.recommend(
         lambda snapshot: answers.rank_query(snapshot, body, history),
         finish,
         seconds_of(body.timeout_ms, service.settings.timeout_ms),
     )
+    said = await while_connected(request, found)
     return degraded_or_not(request, start, service, said, readable)
 
 
@@ -142,10 +179,11 @@ async def rank(request: Request, body: schemas.RankRequest) -> Response:
 async def similar(request: Request, body: schemas.SimilarRequest) -> Response:
     """The items most like one."""
     start, service = time.perf_counter(), service_of(request)
-    said = await service.engine.call(
+    found = service.engine.call(
         lambda snapshot: answers.similar_answer(snapshot, body),
         seconds_of(body.timeout_ms, service.settings.timeout_ms),
     )
+    said = await while_connected(request, found)
     return stamped(request, start, said, experiment=None)
 
 
@@ -156,10 +194,11 @@ async def explain(request: Request, body: schemas.ExplainRequest) -> Response:
     history, readable = await history_of(service, body.user_id, body.history)
     if not readable:
         raise Problem("store_unavailable", "the user's history cannot be read")
-    said = await service.engine.call(
+    found = service.engine.call(
         lambda snapshot: answers.explain_answer(snapshot, history, body.item_id),
         seconds_of(body.timeout_ms, service.settings.timeout_ms),
     )
+    said = await while_connected(request, found)
     return stamped(request, start, said)
 
 
@@ -171,10 +210,11 @@ async def search(request: Request, body: schemas.SearchRequest) -> Response:
     readable = True
     if body.user_id is not None or body.history is not None:
         history, readable = await history_of(service, body.user_id, body.history)
-    said = await service.engine.call(
+    found = service.engine.call(
         lambda snapshot: answers.search_answer(snapshot, body, history),
         seconds_of(body.timeout_ms, service.settings.timeout_ms),
     )
+    said = await while_connected(request, found)
     return degraded_or_not(request, start, service, said, readable)
 
 

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
 
 from sidrec.errors import ServiceError
 from sidrec.serving.app import create_app
 from sidrec.serving.settings import ServeSettings
+from sidrec.serving.slow import impatient
 
 SWITCH_SECONDS = 0.001
 """How long the engine's thread may keep the interpreter from the loop's; Python's own is 0.005."""
@@ -32,8 +34,23 @@ def serve(settings: ServeSettings, started: Callable[[str], None]) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
         app = create_app(settings)
         host, port = listening.getsockname()[:2]
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30)
         for sent in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, then raises them again
             signal.signal(sent, lambda *_: None)
-        started(f"http://{host}:{port}")
-        uvicorn.Server(config).run(sockets=[listening])
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                started(f"http://{host}:{port}")
+
+        Server(configured(app, settings)).run(sockets=[listening])
+
+
+def configured(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http=impatient(settings.read_seconds),
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=30,
+    )

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sidrec.serving.clock import CLOCK
+
 MAX_K = 500
 MAX_HISTORY = 10_000
 MAX_BATCH = 1000
@@ -74,6 +76,9 @@ class RecommendRequest(Asked):
     scenario: Word | None = None
     """Named defaults that the server was started with."""
     filter: Tree | None = None
+    segment: Tree | None = None
+    """What is known of a person without a history, as a filter: where popular items are answered,
+    those that meet it come first. It removes nothing."""
     boost: Annotated[list[Boost], Field(max_length=8)] = []
     exclude_items: Annotated[list[Id], Field(max_length=MAX_HISTORY)] = []
     exclude_viewed: bool = True
@@ -130,7 +135,7 @@ class SearchRequest(In):
 class Reason(Out):
     """Why an item is listed."""
 
-    kind: Literal["like_history", "sequence", "popular", "similar", "search"]
+    kind: Literal["like_history", "sequence", "popular", "popular_in_segment", "similar", "search"]
     text: str
     item_id: str | None = None
     """The item of the history that it shares the most codes with."""
@@ -230,7 +235,8 @@ class Event(In):
         if time is None:
             return None
         time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time
-        if not EPOCH <= time <= datetime.datetime.now(datetime.UTC) + SKEW:
+        now = EPOCH + datetime.timedelta(microseconds=CLOCK.now_us())
+        if not EPOCH <= time <= now + SKEW:
             raise ValueError("must lie between 1970 and tomorrow")
         return time
 

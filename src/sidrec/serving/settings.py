@@ -36,6 +36,8 @@ class ServeSettings:
 
     max_body_bytes: int = 1 << 20
     """Longer bodies are refused before they are read."""
+    read_seconds: float = 10.0
+    """How long a request may take to come in, and an answer to be taken, in seconds."""
     max_queue: int = 128
     """Requests that may wait for the engine; the next is told to come back later."""
     max_batch: int = 32
@@ -64,6 +66,8 @@ class ServeSettings:
         ):  # fmt: skip
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"serve: {name} must be at least 1, got {value}")
+        if not self.read_seconds > 0:
+            raise ConfigError(f"serve: read_seconds must be above 0, got {self.read_seconds}")
         if self.retention_days is not None and not self.retention_days > 0:
             raise ConfigError(f"serve: retention_days must be above 0, got {self.retention_days}")
         if self.host not in LOOPBACK and self.keys_file is None:

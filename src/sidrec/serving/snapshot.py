@@ -163,15 +163,31 @@ class Snapshot:
             "attributes": self.attributes([row], names)[0],
         }
 
-    def popular(self, k: int, keep_N: Bools | None, exclude: Ints) -> tuple[Ints, Floats]:
-        """The k most popular items that the rules leave, and their training events."""
-        order = self.popular_N
+    def like(self, rows: Ints) -> Bools:
+        """(N,) items whose semantic ID begins with the same code as that of one of the rows."""
+        first_N = self.recommender.ids.codes[:, 0]
+        return np.isin(first_N, first_N[rows])
+
+    def popular(
+        self, k: int, keep_N: Bools | None, exclude: Ints, segment_N: Bools | None = None
+    ) -> tuple[Ints, Floats]:
+        """The k most popular items that the rules leave, those of the segment first; their scores.
+
+        A score is the item's training events; in the segment, plus those of any item and one.
+        """
+        order, counts_N = self.popular_N, self.recommender.train_counts_N
         allowed_N = self.available_N if keep_N is None else self.available_N & keep_N
         if len(exclude):
             allowed_N = allowed_N.copy()
             allowed_N[exclude] = False
-        rows = order[allowed_N[order]][:k]
-        return rows, self.recommender.train_counts_N[rows].astype(np.float32)
+        if segment_N is None:
+            rows = order[allowed_N[order]][:k]
+            return rows, counts_N[rows].astype(np.float32)
+        first, second = (order[mask_N[order]] for mask_N in (segment_N, ~segment_N))
+        rows = np.concatenate([first, second])
+        rows = rows[allowed_N[rows]][:k]
+        lead = int(counts_N.max(initial=0)) + 1
+        return rows, (counts_N[rows] + lead * segment_N[rows]).astype(np.float32)
 
     # ---------------------------------------------------------------- the next snapshot
 

@@ -10,8 +10,7 @@ Cost:     one sync a group, whatever it holds.
 
 from __future__ import annotations
 
-import fcntl
-import os
+import logging
 import threading
 import time
 from collections import deque
@@ -19,17 +18,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from sidrec.errors import ConfigError, ServiceError
+from sidrec.serving.databases import engine_of, held_alone, require_backend, shown, with_driver
 from sidrec.serving.problems import Problem
 
 T = TypeVar("T")
+log = logging.getLogger("sidrec.serving")
 Write = Callable[[sa.Connection], Any]
+STORE_FAILURES = (sa.exc.OperationalError, sa.exc.InterfaceError)
+"""Errors that are not of one write: no space, no connection."""
 SCHEMA = 1
 MAX_GROUP = 256
 """Writes in one transaction."""
@@ -98,15 +100,26 @@ class Store:
         self._waiting: deque[_Waiting] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        url = with_driver(url)
         require_backend(url)
-        self._lock = _locked(url)
+        self.engine = engine_of(url)
+        self._insert = _insert_ignoring(self.engine)
         try:
-            self.engine = _engine(url)
-            self._insert = _insert_ignoring(self.engine)
+            self._let_go = held_alone(self.engine)
+        except sa.exc.SQLAlchemyError as error:
+            raise ServiceError(
+                f"the store {shown(self.engine)} cannot be opened: {error}"
+            ) from error
+        try:
             self._prepare()
         except sa.exc.SQLAlchemyError as error:
-            _unlock(self._lock)
-            raise ServiceError(f"the store {_shown(url)} cannot be opened: {error}") from error
+            self._let_go()
+            raise ServiceError(
+                f"the store {shown(self.engine)} cannot be opened: {error}"
+            ) from error
+        except ConfigError:
+            self._let_go()
+            raise
         self._thread = threading.Thread(target=self._run, name="sidrec-writer", daemon=True)
         self._thread.start()
 
@@ -132,7 +145,8 @@ class Store:
         """A write that inserts the events it does not hold yet and returns how many those were."""
 
         def write(connection: sa.Connection) -> int:
-            return connection.execute(self._insert, rows).rowcount
+            done = connection.execute(self._insert, rows)
+            return len(done.all()) if done.returns_rows else done.rowcount
 
         return write
 
@@ -162,8 +176,8 @@ class Store:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        self._let_go()
         self.engine.dispose()
-        _unlock(self._lock)
 
     # ---------------------------------------------------------------- reading
 
@@ -199,11 +213,12 @@ class Store:
             with self.engine.begin() as connection:
                 results = [waiting.write(connection) for waiting in group]
         except Exception as error:
-            if len(group) > 1:
-                for waiting in group:
+            alone = len(group) == 1 or isinstance(error, STORE_FAILURES)
+            for waiting in group:
+                if alone:
+                    self._failed(waiting, error)
+                else:
                     self._commit([waiting])
-                return
-            self._failed(group[0], error)
             return
         self.last_commit, self.failure = time.monotonic(), None
         self.on_commit(time.perf_counter() - start, len(group))
@@ -213,6 +228,7 @@ class Store:
     def _failed(self, waiting: _Waiting, error: Exception) -> None:
         if isinstance(error, sa.exc.SQLAlchemyError):
             self.failure = type(error).__name__
+            log.warning("store: a write failed: %s", self.failure)
             problem = Problem(
                 "store_unavailable",
                 "the store took nothing; nothing was acknowledged",
@@ -240,75 +256,8 @@ def _touch(connection: sa.Connection) -> None:
     connection.execute(meta.insert().values(name="touched", value=str(time.time_ns())))
 
 
-def _engine(url: str) -> sa.Engine:
-    engine = sa.create_engine(url)
-    if engine.dialect.name != "sqlite":
-        return engine
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions begin where we say so, below
-        for pragma in (
-            "journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "secure_delete=ON",
-            "foreign_keys=ON",
-        ):  # fmt: skip
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
-
-    return engine
-
-
 def _insert_ignoring(engine: sa.Engine) -> Any:
-    insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
-    return insert(events).on_conflict_do_nothing(index_elements=["event_id"])
-
-
-def require_backend(url: str) -> None:
-    """ConfigError where the URL is none, or none of a database that we write to."""
-    try:
-        parsed = sa.make_url(url)
-        parsed.get_dialect().import_dbapi()
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
-        raise ConfigError("the store is no file and no database URL; see --store") from error
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the store needs the driver {error.name}, which is not installed; install it, or "
-            "name another in the URL, as in postgresql+psycopg://…"
-        ) from error
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigError(
-            f"the store must be sqlite or postgresql, got {parsed.get_backend_name()}; see --store"
-        )
-
-
-def _locked(url: str) -> int | None:
-    """An exclusive lock on a file beside a SQLite database; None for other stores.
-
-    Two servers would hold different histories in memory.
-    """
-    path = sa.make_url(url).database if url.startswith("sqlite") else None
-    if path is None or path == ":memory:":
-        return None
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise ServiceError(
-            f"the store {path} is in use by another server; stop it, or take another --store"
-        ) from error
-    return handle
-
-
-def _unlock(handle: int | None) -> None:
-    if handle is not None:
-        os.close(handle)
-
-
-def _shown(url: str) -> str:
-    """The URL without its password."""
-    return sa.make_url(url).render_as_string(hide_password=True)
+    if engine.dialect.name == "sqlite":
+        return sqlite.insert(events).on_conflict_do_nothing(index_elements=["event_id"])
+    insert = postgresql.insert(events).on_conflict_do_nothing(index_elements=["event_id"])
+    return insert.returning(events.c.id)  # its driver counts no rows of many at once
