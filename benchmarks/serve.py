@@ -154,6 +154,50 @@ def open_loop_part(bench: Bench) -> Figures:
     }
 
 
+def overload(bench: Bench) -> Figures:
+    """Ten times what the server can answer: what the accepted wait, what it holds, how it recovers.
+
+    Capacity is that of 8 senders in a closed loop, just before. The client shares the cores, so at
+    this rate much of an answer's time is the client's own.
+    """
+    server, take = bench.server("overload"), bench.requests.__getitem__
+
+    async def run(pool: Pool) -> tuple[float, Outcome, list[float]]:
+        for _ in range(2):  # the first warms up
+            full = await closed_loop(
+                pool, "/v1/recommend", lambda n: take(n % 500), senders=8, seconds=5
+            )
+        capacity = len(full.seconds) / 5
+        over = await open_loop(
+            pool, "/v1/recommend", bench.requests, rate=10 * capacity, seconds=10
+        )
+        after, end = [], time.perf_counter()
+        while not after or after[-1] > 0.1:
+            start = time.perf_counter()
+            status, answer = await pool.ask("POST", "/v1/recommend", bench.requests[0])
+            if status == 200 and not json.loads(answer)["degraded"]:
+                after.append(time.perf_counter() - start)
+        return capacity, over, [time.perf_counter() - end]
+
+    before = server.rss_bytes()
+    capacity, over, (recovery,) = loaded(server, run)
+    grown = (server.rss_bytes() - before) / 2**20
+    server.end()
+    say(f"overload: capacity {capacity:.0f}/s, {over.statuses}, {grown:.0f} MiB more")
+    assert over.accepted is not None and set(over.statuses) <= {200, 429}, over.statuses
+    n = len(over.seconds)
+    return {
+        "serve.overload.factor": {"value": 10, "unit": "times the capacity", "n": n},
+        "serve.overload.accepted.p99": {
+            "value": over.accepted.percentile_ms(0.99), "unit": "ms",
+            "n": len(over.accepted.seconds),
+        },
+        "serve.overload.refused": {"value": over.statuses.get(429, 0) / n, "unit": "share", "n": n},
+        "serve.overload.rss": {"value": grown, "unit": "MiB more than before"},
+        "serve.overload.recovery": {"value": recovery, "unit": "s"},
+    }  # fmt: skip
+
+
 def whole(request: Any, answer: Any) -> str | None:
     """What is wrong with an answer."""
     if answer["degraded"]:
@@ -383,6 +427,7 @@ def damage(bundle: Path, outside: Path, rng: np.random.Generator) -> str:
 PARTS: dict[str, Callable[[Bench], Figures]] = {
     "idle": idle,
     "open_loop": open_loop_part,
+    "overload": overload,
     "events": events,
     "kill9": kill9,
     "hot_swap": hot_swap,

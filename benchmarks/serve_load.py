@@ -60,6 +60,8 @@ class Outcome:
 
     seconds: list[float] = field(default_factory=list)
     """Latency of each answer, from its scheduled time."""
+    accepted: Outcome | None = None
+    """Of an open loop: the answers with status 200 alone."""
     statuses: dict[int, int] = field(default_factory=dict)
     """Status -> answers; 0 where the connection broke."""
     faults: list[str] = field(default_factory=list)
@@ -132,7 +134,7 @@ async def open_loop(
     seed: int = 0,
 ) -> Outcome:
     """Requests at Poisson times, `rate` a second, taken from `requests` in a drawn order."""
-    draw, outcome, running = random.Random(seed), Outcome(), set()
+    draw, outcome, running = random.Random(seed), Outcome(accepted=Outcome()), set()
     start = time.perf_counter()
     at = 0.0
 
@@ -140,6 +142,8 @@ async def open_loop(
         status, answer = await pool.ask("POST", path, request)
         outcome.seconds.append(time.perf_counter() - scheduled)
         outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
+        if status == 200 and outcome.accepted is not None:
+            outcome.accepted.seconds.append(outcome.seconds[-1])
         if status == 200 and check and (fault := check(request, json.loads(answer))):
             outcome.faults.append(fault)
 
