@@ -44,7 +44,12 @@ CHECKPOINTS = ("best", "final")
 
 
 def alignment_table(
-    figures: Figures, data: str, rows: Sequence[str], metrics: Sequence[str], baseline: str
+    figures: Figures,
+    data: str,
+    rows: Sequence[str],
+    metrics: Sequence[str],
+    baseline: str,
+    compared: Sequence[str] = ("recall@10",),
 ) -> str:
     """Objectives × metrics of the best and the final checkpoint, and what is gained by them."""
     shown, used = [], []
@@ -57,8 +62,10 @@ def alignment_table(
         if not any(found):
             continue
         pairs = [
-            figures.get(f"{data}.{name}_minus_{baseline}.{which}.{metrics[0]}")
+            figures.get(f"{data}.{name}_minus_{baseline}.{which}.{metric}")
             for which in CHECKPOINTS
+            for metric in metrics
+            if metric in compared
         ]
         used += [figure for figure in found if figure]
         cells = [accuracy_cell(figure, None) for figure in found]
@@ -68,7 +75,12 @@ def alignment_table(
         return MISSING + "\n"
     header = ["row"]
     header += [f"{metric}, {which}" for which in CHECKPOINTS for metric in metrics]
-    header += [f"{metrics[0]} − `{baseline}`, {which}" for which in CHECKPOINTS]
+    header += [
+        f"{metric} − `{baseline}`, {which}"
+        for which in CHECKPOINTS
+        for metric in metrics
+        if metric in compared
+    ]
     return (
         markdown(header, shown)
         + "\nAll rows start from the same weights and train for the same processor seconds. `best` "

@@ -237,7 +237,12 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "joint": lambda figures: joint_table(figures, "amazon_beauty"),
     "generators_beauty": lambda figures: generator_table(figures, "amazon_beauty"),
     "align_shop": lambda figures: alignment_table(
-        figures, "shop", SHOP_ROWS, ("recall@10", "true_reward", "invalid_share"), "sft"
+        figures,
+        "shop",
+        SHOP_ROWS,
+        ("recall@10", "true_reward", "invalid_share"),
+        "sft",
+        compared=("recall@10", "true_reward"),
     ),
     "align_cells": cells_table,
     "align_industrial": lambda figures: alignment_table(
