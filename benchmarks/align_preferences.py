@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
     parser.add_argument("--beta", type=float, help="of every row that has one")
     parser.add_argument("--runs", type=Path, default=Path("runs/align"))
+    parser.add_argument("--tag", default="", help="added to the name of the file")
     parser.add_argument("--part", choices=("test", "valid"), default="test")
     arguments = parser.parse_args()
     benches = [measured(arguments, seed) for seed in arguments.seeds]
@@ -90,7 +91,7 @@ def main() -> None:
     print(pairs)
     if arguments.part == "test" and figures:
         path = write(
-            f"align_{arguments.data}",
+            "_".join(filter(None, ("align", arguments.data, arguments.tag))),
             figures,
             seeds=arguments.seeds,
             command=" ".join(["python", *sys.argv]),
