@@ -1,7 +1,8 @@
 """A recommender on disk: everything it needs to answer, nothing about the users it learnt from.
 
 Layout:   bundle/{manifest.json, arrays.safetensors, items.parquet, semantic_ids.parquet,
-          embedding/, tokenizer/, generator/, scorer_<name>/, searcher_<name>/};
+          embedding/, tokenizer/, generator/, scorer_<name>/, searcher_<name>/,
+          understanding/};
           retrievers are their configs.
 Cost:     loading: one SHA-256 pass over every file.
 Shapes:   N items, L levels.
@@ -21,7 +22,7 @@ from sidrec.config import Stage
 from sidrec.errors import ArtifactError
 from sidrec.fitted import Fitted
 from sidrec.retrieval.fusion import Hybrid
-from sidrec.search_part import SearchPart
+from sidrec.search_part import UNDERSTANDING, SearchPart
 from sidrec.tokenizers.lifecycle import ids_version
 from sidrec.types import CatalogueContext, Histories, Items, ItemVectors, SemanticIds, as_ids
 
@@ -47,6 +48,11 @@ def save(recommender: Recommender, path: str | Path) -> str:
         hybrid, search = recommender.hybrid, recommender.search_part
         for name, fitted in search.searchers.items() if search else ():
             fitted.save(folder / f"searcher_{name}")
+        if search and search.understanding:
+            reading = search.understanding
+            Fitted(
+                stage="understanding", name="catalogue", config=reading.config, value=reading
+            ).save(folder / UNDERSTANDING)
         state = {
             "num_codes": list(recommender.ids.num_codes),
             "views": [list(view) for view in recommender.vectors.views],

@@ -59,6 +59,9 @@ METHODS: dict[str, dict[str, str]] = {
         "lite": "sidrec.scorers.lite:Lite",
         "content_knn": "sidrec.scorers.content_knn:ContentKnn",
     },
+    "understanding": {
+        "catalogue": "sidrec.retrieval.search.understanding.understanding:QueryUnderstanding",
+    },
     "searchers": {
         "bm25": "sidrec.retrieval.search.bm25:Bm25",
         "dual_tower": "sidrec.retrieval.search.dual_tower:DualTower",

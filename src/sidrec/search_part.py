@@ -18,6 +18,7 @@ import numpy as np
 
 from sidrec import config, methods
 from sidrec.config import Method, Stage
+from sidrec.contracts import Searcher
 from sidrec.data.search.split import query_folds
 from sidrec.data.search.values import SearchData
 from sidrec.errors import ConfigError
@@ -25,10 +26,16 @@ from sidrec.fitted import Fitted
 from sidrec.retrieval.fusion import Hybrid
 from sidrec.retrieval.search.asking import best
 from sidrec.retrieval.search.fusing import equal_shares, fuse_search, tune_search
+from sidrec.retrieval.search.understanding.boosting import understood_search
+from sidrec.retrieval.search.understanding.understanding import (
+    QueryUnderstanding,
+    UnderstandingConfig,
+)
 from sidrec.types import Bools, Candidates, Items
 
 SEARCHERS = Stage("searchers")
 HYBRID = "hybrid"
+UNDERSTANDING = "understanding"
 LEAST_TO_TUNE = 20
 """Judged queries below which weights are not chosen but equal."""
 
@@ -47,6 +54,9 @@ class SearchConfig:
     """Share of the judged queries that only choose the fusion's rule and weights."""
     history_weight: float = 0.2
     """Weight of the recommender's own order, where a history comes with the query: in [0, 1)."""
+    understanding: UnderstandingConfig | None = None
+    """Read queries by the catalogue first: `[understanding]`, empty for its defaults. None asks
+    searchers the words as they come."""
     seed: int = 0
     """The one seed of every searcher and of the split."""
 
@@ -75,6 +85,8 @@ class SearchPart:
     history_weight: float
     tuned_on: int = 0
     """Judged queries that chose the fusion; 0 where weights are equal."""
+    understanding: QueryUnderstanding | None = None
+    """Reads every query before the searchers do; None where it is off."""
 
     @property
     def systems(self) -> list[str]:
@@ -93,10 +105,19 @@ class SearchPart:
         name = self.systems[0] if system is None else system
         if name not in self.systems:
             raise ConfigError(f"no search system {name!r} in this bundle; have {self.systems}")
-        if name == HYBRID and self.hybrid is not None:
-            values = {member: fitted.value for member, fitted in self.searchers.items()}
-            return fuse_search(values, self.hybrid, texts, k, keep_N)
-        return best(self.searchers[name].value.ask(texts, k, keep_N), k)
+        values = {member: fitted.value for member, fitted in self.searchers.items()}
+        hybrid = self.hybrid if name == HYBRID else None
+
+        def ask(
+            searchers: Mapping[str, Searcher], texts: Sequence[str], k: int, keep_N: Bools | None
+        ) -> Candidates:
+            if hybrid is not None:
+                return fuse_search(searchers, hybrid, texts, k, keep_N)
+            return best(searchers[name].ask(texts, k, keep_N), k)
+
+        if self.understanding is None:
+            return ask(values, texts, k, keep_N)
+        return understood_search(self.understanding, values, ask, texts, k, keep_N)
 
     def with_items(self, items: Items) -> Self:
         """The same over a catalogue whose first items are the present ones."""
@@ -104,7 +125,8 @@ class SearchPart:
             name: replace(fitted, value=fitted.value.with_items(items))
             for name, fitted in self.searchers.items()
         }
-        return replace(self, searchers=grown)
+        read = self.understanding and self.understanding.with_items(items)
+        return replace(self, searchers=grown, understanding=read)
 
     def state(self) -> dict[str, Any]:
         """JSON-able values beside the saved searchers."""
@@ -113,6 +135,7 @@ class SearchPart:
             "hybrid": self.hybrid.to_dict() if self.hybrid else None,
             "history_weight": self.history_weight,
             "tuned_on": self.tuned_on,
+            "understanding": self.understanding is not None,
         }
 
     @classmethod
@@ -123,6 +146,7 @@ class SearchPart:
             hybrid=None if state["hybrid"] is None else Hybrid(**state["hybrid"]),
             history_weight=float(state["history_weight"]),
             tuned_on=int(state["tuned_on"]),
+            understanding=fitted(UNDERSTANDING).value if state.get("understanding") else None,
         )
 
 
@@ -163,8 +187,16 @@ def fit_search(
             members = {name: found.value for name, found in fitted.items()}
             hybrid = tune_search(members, valid, pool=settings.pool).hybrid
             tuned_on = len(valid.queries)
+    read = None
+    if settings.understanding is not None:
+        if on_event is not None:
+            on_event({"stage": "understanding", "message": f"fit over {len(items)} items"})
+        read = QueryUnderstanding.fit(
+            items, config.with_seed(settings.understanding, settings.seed)
+        )
     return SearchPart(
         searchers=fitted,
+        understanding=read,
         hybrid=hybrid,
         history_weight=settings.history_weight,
         tuned_on=tuned_on,

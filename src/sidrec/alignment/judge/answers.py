@@ -51,7 +51,7 @@ class Answer:
 def read_answer(text: str, ids: Sequence[str], aspects: Sequence[str]) -> Answer:
     """The verdicts in a model's answer about the candidates `ids`."""
     try:
-        content = _decoded(text)
+        content = decoded(text)
     except (ValueError, RecursionError) as cause:
         return _nothing(f"it is not one JSON object ({cleaned(str(cause), 80)})")
     if not isinstance(content, dict) or not isinstance(content.get("candidates"), list):
@@ -137,7 +137,8 @@ def _aspect_model(name: str) -> type[BaseModel]:
     )
 
 
-def _decoded(text: str) -> Any:
+def decoded(text: str) -> Any:
+    """The one JSON value of an answer, without thoughts and code fence; ValueError for others."""
     if len(text) > MAX_ANSWER_CHARS:
         raise ValueError(f"longer than {MAX_ANSWER_CHARS} characters")
     body = THOUGHT.sub("", text)

@@ -1,0 +1,1 @@
+"""Query understanding learnt from a catalogue: spelling, phrases, spans, category, more words."""
