@@ -171,9 +171,15 @@ def question(parsed: ParsedQuery, found: QueryUnderstanding) -> tuple[Message, .
     """What the model is asked: the query, the embedded reading, names that may be meant."""
     attributes = found.attributes
     stems = set(key_of(parsed.query)) | set(key_of(parsed.corrected))
-    brands = [name for name in attributes.brands if stems & set(key_of(name))][:NAMES_SHOWN]
+    brands = [
+        attributes.brands[place]
+        for key, places in attributes.brands_of.items()
+        if not stems.isdisjoint(key)
+        for place in places
+    ][:NAMES_SHOWN]
     nodes = dict.fromkeys(node for path, _ in parsed.categories for node in path)
-    likely = [node for node in attributes.nodes if stems & set(key_of(node))]
+    named = (found for key, found in attributes.nodes_of.items() if not stems.isdisjoint(key))
+    likely = [node for found in named for node in found]
     content = {
         "query": cleaned(parsed.query, 500),
         "brands": [cleaned(name, MAX_NAME_CHARS) for name in brands],

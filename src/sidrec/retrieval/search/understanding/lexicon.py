@@ -20,6 +20,9 @@ import numpy as np
 from sidrec.retrieval.search.bm25 import WORD, without_plural
 from sidrec.types import Ints, Items
 
+PHRASE_COUNT, PHRASE_LIFT = 3, 20.0
+"""Neighbours are one phrase where titles hold them so often, and so much more often than chance."""
+
 
 @dataclass(frozen=True, eq=False)
 class Lexicon:
@@ -127,6 +130,11 @@ class Lexicon:
             int(self.frequencies_S[self.number_of[without_plural(w)]]) for w in (first, second)
         ]
         return together * len(self.titles_E) / (alone[0] * alone[1])
+
+    def is_phrase(self, first: str, second: str) -> bool:
+        """Whether titles hold the two words side by side, often and not by chance."""
+        often = self.neighbours(first, second) >= PHRASE_COUNT
+        return often and self.lift(first, second) >= PHRASE_LIFT
 
     @cached_property
     def frequencies_S(self) -> Ints:

@@ -82,7 +82,24 @@ def label_spans(text: str, lexicon: Lexicon, attributes: Attributes) -> tuple[Sp
         start, end = words[first][0], words[last - 1][1]
         if free(start, end) and (named := _named(tuple(stems[first:last]), lexicon, attributes)):
             spans.append(Span(start, end, named[0], text[start:end], named[1]))
-    return tuple(sorted(spans, key=lambda span: span.start))
+    return joined(text, sorted(spans, key=lambda span: span.start), lexicon)
+
+
+def joined(text: str, spans: list[Span], lexicon: Lexicon) -> tuple[Span, ...]:
+    """Neighbouring categories that titles hold as one phrase become one ("desk chair"), which has
+    the values of its last word.
+    """
+    found: list[Span] = []
+    for span in spans:
+        last = found[-1] if found else None
+        if last and last.label == span.label == "category" and text[last.end : span.start] == " ":
+            pair = (last.text.split()[-1].casefold(), span.text.split()[0].casefold())
+            if lexicon.is_phrase(*pair):
+                whole = text[last.start : span.end]
+                found[-1] = Span(last.start, span.end, "category", whole, span.values)
+                continue
+        found.append(span)
+    return tuple(found)
 
 
 def _named(
@@ -91,10 +108,10 @@ def _named(
     """Label and catalogue values of a phrase."""
     if brands := attributes.brands_named(key, lexicon):
         return "brand", tuple(attributes.brands[place] for place in brands)
-    if nodes := attributes.nodes_of.get(key):
-        return "category", tuple(nodes)
     if key in attributes.colours_of and max(map(len, key)) > 2:
         return "colour", (" ".join(key),)
+    if nodes := attributes.nodes_of.get(key):
+        return "category", tuple(nodes)
     return None
 
 

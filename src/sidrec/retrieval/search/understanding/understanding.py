@@ -40,8 +40,6 @@ from sidrec.retrieval.search.understanding.spans import Span, label_spans, typed
 from sidrec.retrieval.search.understanding.spelling import Speller
 from sidrec.types import Ints, Items
 
-PHRASE_COUNT, PHRASE_LIFT = 3, 20.0
-"""Neighbours are one phrase where titles hold them so often, and so much more often than chance."""
 NUM_CATEGORIES = 5
 INTENTS = {"brand": "brand", "category": "kind", "colour": "property", "size": "property",
            "quantity": "property", "price": "property", "excluded": "property"}  # fmt: skip
@@ -230,9 +228,7 @@ class QueryUnderstanding:
         last = ""
         for found in WORD.finditer(text):
             word = found.group()
-            pair = (last.casefold(), word.casefold())
-            together = last and self.lexicon.neighbours(*pair) >= PHRASE_COUNT
-            if together and self.lexicon.lift(*pair) >= PHRASE_LIFT:
+            if last and self.lexicon.is_phrase(last.casefold(), word.casefold()):
                 segments[-1] += f" {word}"
             else:
                 segments.append(word)
