@@ -38,7 +38,8 @@ from sidrec.retrieval.search.asking import best
 from sidrec.retrieval.search.bm25 import WORD, Bm25, Bm25Config
 from sidrec.retrieval.search.dual_tower import DualTowerConfig, Lessons, embed_texts
 from sidrec.retrieval.search.fusing import fuse_search, tune_search
-from sidrec.retrieval.search.understanding.asked import FIELDS, Asker, AskerConfig
+from sidrec.retrieval.search.understanding.asked import FIELDS, Asker
+from sidrec.retrieval.search.understanding.asker_config import AskerConfig
 from sidrec.retrieval.search.understanding.attributes import key_of
 from sidrec.retrieval.search.understanding.boosting import understood_search
 from sidrec.retrieval.search.understanding.understanding import (

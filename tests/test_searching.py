@@ -128,11 +128,51 @@ def test_weights_are_chosen_on_queries_that_taught_no_searcher(recommender):
     assert (few.tuned_on, few.hybrid.rule) == (0, "reciprocal_rank")
 
 
+@pytest.fixture(scope="module")
+def understanding(recommender):
+    settings = config.parse(SearchConfig, {"searchers": ["bm25"], "understanding": {}})
+    return recommender.with_search(fit_search(recommender.items, settings))
+
+
+def typo_of(title):
+    """The title with two letters of its longest plain word exchanged."""
+    word = max((w for w in title.split() if w.isalpha()), key=len)
+    return title.replace(word, word[:2] + word[3] + word[2] + word[4:])
+
+
+def test_a_misspelt_title_finds_its_item_only_with_understanding(understanding, searching):
+    title = max(understanding.titles, key=lambda t: max(map(len, t.split())))
+    wrong = typo_of(title)
+    item = understanding.items.item_ids[understanding.titles.index(title)]
+    assert understanding.understand(wrong).corrected.casefold() == title.casefold()
+    word = next(w for w in wrong.split() if w not in title.split())
+    assert searching.search(word, system="bm25").height == 0
+    assert understanding.search(word).height
+    assert item in understanding.search(wrong)["item_id"].to_list()
+    with pytest.raises(DataError, match=r"\[understanding\]"):
+        searching.understand("shoe")
+
+
+def test_understanding_is_saved_and_learns_new_items(understanding, tmp_path):
+    understanding.save(tmp_path / "bundle")
+    again = load(tmp_path / "bundle", device="cpu")
+    wrong = typo_of(max(understanding.titles, key=lambda t: max(map(len, t.split()))))
+    assert again.understand(wrong).to_dict() == understanding.understand(wrong).to_dict()
+    assert again.search(wrong).equals(understanding.search(wrong))
+    assert again.understand("zorblaxx").corrected == "zorblaxx"
+    table = pl.DataFrame({"item_id": ["n1", "n2"], "title": ["Zorblax one", "Zorblax two"]})
+    grown = again.add_items(table)
+    assert grown.understand("zorblaxx").corrected == "zorblax"
+    assert set(grown.search("zorblaxx")["item_id"]) == {"n1", "n2"}
+
+
 def test_settings_round_trip_and_impossible_ones_are_refused(tmp_path):
     settings = config.parse(SearchConfig, SMALL)
     path = tmp_path / "search.toml"
     path.write_text(config.to_toml(settings))
     assert config.to_dict(config.load(SearchConfig, path)) == config.to_dict(settings)
+    with pytest.raises(ConfigError, match="brand_weight"):
+        config.parse(SearchConfig, {"understanding": {"brand_weigth": 1.0}})
     with pytest.raises(ConfigError, match="different names"):
         config.parse(SearchConfig, {"searchers": ["bm25", "bm25"]})
     with pytest.raises(ConfigError, match="history_weight"):

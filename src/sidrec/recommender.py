@@ -32,6 +32,7 @@ from sidrec.fitted import Fitted, grow, nearest_items
 from sidrec.processes import choose_device
 from sidrec.retrieval.fusion import Hybrid, Member, fuse, generator_member, scorer_member
 from sidrec.retrieval.new_items import reserved, with_new_items
+from sidrec.retrieval.search.understanding.parsed import ParsedQuery
 from sidrec.retrieval.top_items import top_items
 from sidrec.search_part import SearchPart
 from sidrec.tokenizers.collisions import assign_new
@@ -212,6 +213,19 @@ class Recommender:
             system=system,
             keep_N=self._kept(exclude, allow, where),
         )
+
+    def understand(self, query: str) -> ParsedQuery:
+        """What `search` takes a query to mean: spelling, spans, categories, added words, filters.
+
+        DataError where the bundle has no search part, or one that asks words as they come.
+        """
+        part = searching.part_of(self)
+        if part.understanding is None:
+            raise DataError(
+                "this bundle searches the words as they come; add [understanding] to the settings "
+                "of `sidrec search-fit`"
+            )
+        return part.understanding.parse(query)
 
     def with_search(self, part: SearchPart) -> Self:
         """A recommender that also answers queries, by a part fitted over the same items."""

@@ -62,6 +62,103 @@ def test_two_commands_lead_from_a_bundle_to_answers_and_figures(sidrec, tiny, ti
     assert code == 0 and "worst queries first" in out and out.index("zzzz") < out.index(title[:20])
 
 
+def test_what_was_understood_is_printed(sidrec, tiny, titles, tmp_path):
+    bundle, recipe = tmp_path / "reading", tmp_path / "search.toml"
+    recipe.write_text(f"{RECIPE}\n[understanding]\n")
+    sidrec("search-fit", tiny.run_dir, recipe, "--output", bundle)
+    title = max(titles["title"], key=lambda text: max(map(len, text.split())))
+    word = max((w for w in title.split() if w.isalpha()), key=len)
+    wrong = word[:2] + word[3] + word[2] + word[4:]
+    code, out, _ = sidrec("search", bundle, wrong, "--explain")
+    assert code == 0 and f"{wrong.casefold()} -> {word.casefold()}" in out
+    code, out, _ = sidrec("search", bundle, wrong, "--explain", "--json")
+    said = json.loads(out)
+    assert said["understood"]["corrected"] == word.casefold() and said["items"]
+    code, _, err = sidrec("search", tiny.run_dir, "shoe", "--explain")
+    assert code == 2 and "search-fit" in err
+
+
+@pytest.fixture(scope="module")
+def searching(tiny, tmp_path_factory):
+    from sidrec import config
+    from sidrec.recommender import load
+    from sidrec.search_part import SearchConfig, fit_search
+
+    recommender = load(tiny.run.bundle, device="cpu")
+    settings = config.parse(SearchConfig, {"searchers": ["bm25"]})
+    path = tmp_path_factory.mktemp("search") / "bundle"
+    recommender.with_search(fit_search(recommender.items, settings)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [("", "empty"), ("\x07 \u202e", "empty"), ("a " * 5000, "10,000 characters")],
+)
+def test_what_is_no_query_is_one_line(sidrec, searching, query, expected):
+    code, _, err = sidrec("search", searching, query)
+    assert code == 2 and expected in err and "Traceback" not in err
+
+
+def test_odd_queries_have_an_answer(sidrec, searching, titles):
+    code, out, _ = sidrec("search", searching, "\u9774")
+    assert code == 0 and "nothing found" in out
+    title = titles["title"][3]
+    plain, dirty = title, title.replace(" ", "\x07\u202e ")
+    assert sidrec("search", searching, dirty, "--json") == sidrec(
+        "search", searching, plain, "--json"
+    )
+
+
+def judged(folder, queries, judgements):
+    pl.DataFrame(queries, schema=["query_id", "query"], orient="row").write_csv(folder / "q.csv")
+    names = ["query_id", "item_id", "grade"]
+    pl.DataFrame(judgements, schema=names, orient="row").write_csv(folder / "j.csv")
+    return "--queries", folder / "q.csv", "--judgements", folder / "j.csv"
+
+
+def test_faulty_judgements_are_one_line_or_counted(sidrec, searching, titles, tmp_path):
+    item, title = titles["item_id"][3], titles["title"][3]
+    good = ("1", item, 3)
+    for judgements, expected in (
+        ([good, ("1", "gone", 3)], "judgements of unknown items"),
+        ([good, ("9", item, 3)], "judgements of unknown queries"),
+        ([good, ("2", item, 0)], "different grades"),
+        ([("1", "gone", 3)], "unknown items"),
+    ):
+        files = judged(tmp_path, [("1", title), ("2", title.upper())], judgements)
+        code, _, err = sidrec("search", searching, *files)
+        assert code == 2 and expected in err
+        code, out, err = sidrec("search", searching, *files, "--on-error", "skip")
+        kept = expected not in ("different grades", "unknown items")
+        assert code == (0 if kept else 2) and expected in (out + err if kept else err + expected)
+
+
+def test_every_judged_query_is_written_worst_first(sidrec, searching, titles, tmp_path):
+    item, title = titles["item_id"][3], titles["title"][3]
+    files = judged(
+        tmp_path,
+        [("good", title), ("bad", "=zzzz <b>"), ("none", "qqqq")],
+        [("good", item, 3), ("bad", item, 3)],
+    )
+    for ending in ("csv", "json", "html"):
+        code, _, _ = sidrec("search", searching, *files, "--report", tmp_path / f"r.{ending}")
+        assert code == 0
+    rows = pl.read_csv(tmp_path / "r.csv")
+    assert rows["query_id"].to_list() == ["bad", "good", "none"]
+    assert rows["query"][0] == "'=zzzz <b>" and rows["ndcg@10"][2] is None
+    assert json.loads((tmp_path / "r.json").read_text())[0]["queries"][0]["query_id"] == "bad"
+    page = (tmp_path / "r.html").read_text()
+    assert "&lt;b&gt;" in page and "<b>" not in page and page.index("zzzz") < page.index("qqqq")
+    for words, expected in (
+        (("search", searching, *files, "--report", "r.xls"), ".csv, .json, .html"),
+        (("search", searching, "shoe", "--report", "r.csv"), "--report needs"),
+        (("search", searching, *files, "--explain"), "--explain needs"),
+    ):
+        code, _, err = sidrec(*words)
+        assert code == 2 and expected in err
+
+
 def test_mistakes_are_one_line_each(sidrec, tiny, tmp_path):
     for words, expected in (
         (("search", tiny.run_dir), "either a query, or both"),

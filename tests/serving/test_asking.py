@@ -180,4 +180,10 @@ def test_a_bundle_with_a_search_part_answers_texts(serving, bundles, tmp_path):
         body = ask(client, "/v1/search", query=query, k=5, history=bundles.history)
         assert len(body["items"]) == 5 and found[0] not in ids_of(body)
         assert {item["reason"]["kind"] for item in body["items"]} == {"search"}
-        assert ask(client, "/v1/search", query=" ", status=422)["code"] == "invalid_request"
+        for wrong in ("", " ", "\x00\u202e", "a " * 5000):
+            assert ask(client, "/v1/search", query=wrong, status=422)["code"] == "invalid_request"
+        assert ask(client, "/v1/search", query="\u9774")["items"] == []
+        dirty = query.replace(" ", "\x07\u202e ")
+        assert ids_of(ask(client, "/v1/search", query=dirty, k=5, history=bundles.history)) == (
+            ids_of(body)
+        )

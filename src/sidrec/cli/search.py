@@ -35,6 +35,13 @@ def command(
     judgements: Annotated[
         Path | None, typer.Option("--judgements", help="Their graded items.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what the query was understood to ask for.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write every judged query, worst first: .csv, .json, .html."),
+    ] = None,
     worst: Annotated[int, typer.Option("--worst", help="Queries to print, worst first.")] = 10,
     on_error: Annotated[
         str, typer.Option("--on-error", help="raise, or skip and count faulty rows.")
@@ -51,10 +58,16 @@ def command(
     measured = (queries is not None, judgements is not None)
     if (query is None) != all(measured) or any(measured) != all(measured):
         raise ConfigError("give either a query, or both --queries and --judgements")
+    if query is not None and report is not None:
+        raise ConfigError("--report needs --queries and --judgements")
+    if explain and query is None:
+        raise ConfigError("--explain needs a query")
     recommender = load(options.bundle_path(bundle), device="cpu")
     if queries is not None and judgements is not None:
-        measure(recommender, queries, judgements, system or None, worst, on_error, json)
+        asked = read_judged(recommender, queries, judgements, on_error)
+        measure(recommender, asked, system or None, worst, report, json)
         return
+    understood = recommender.understand(query or "") if explain else None
     frame = recommender.search(
         query or "",
         [part.strip() for part in history.split(",") if part.strip()] or None,
@@ -64,8 +77,11 @@ def command(
     )
     rows = frame.to_dicts()
     if json:
-        output.as_json(rows)
+        output.as_json(rows if understood is None else {"understood": understood.to_dict(),
+                                                        "items": rows})  # fmt: skip
         return
+    if understood is not None:
+        output.table("understood", ["part", "found"], said(understood))
     if not rows:
         output.line("nothing found: no word of the query is known, or the filter leaves no item")
         return
@@ -75,29 +91,32 @@ def command(
     )
 
 
-def measure(
-    recommender: Any,
-    queries: Path,
-    judgements: Path,
-    system: str | None,
-    worst: int,
-    on_error: str,
-    json: bool,
-) -> None:
-    """Every system of the search part (or one) on judged queries."""
-    from sidrec import searching
+def read_judged(recommender: Any, queries: Path, judgements: Path, on_error: str) -> Any:
+    """The two files over the bundle's catalogue."""
     from sidrec.data.search.layouts import read_tables
-    from sidrec.evaluation.search import search_report
 
     if on_error not in ("raise", "skip"):
         raise ConfigError(f"--on-error must be raise or skip, got {on_error!r}")
+    return read_tables(queries, judgements, recommender.items, on_error=on_error)
+
+
+def measure(
+    recommender: Any, asked: Any, system: str | None, worst: int, report: Path | None, json: bool
+) -> None:
+    """Every system of the search part (or one) on judged queries."""
+    from sidrec import searching
+    from sidrec.evaluation.search import search_report
+    from sidrec.evaluation.search_pages import write_reports
+
     part = searching.part_of(recommender)
-    asked = read_tables(queries, judgements, recommender.items, on_error=on_error)
     names = part.systems if system is None else [system]
     reports = []
     for name in names:
         found = searching.answers(part, asked.queries.texts, max(CUTS), system=name)
         reports.append(search_report(name, found, asked, ndcg_ks=CUTS[:1], recall_ks=CUTS))
+    if report is not None:
+        write_reports(reports, report)
+        output.note(f"wrote {report.name}: every query of {len(reports)} systems, worst first")
     if json:
         summaries = [report.summary() for report in reports]
         output.as_json({"notes": list(asked.notes), "systems": summaries})
@@ -112,6 +131,27 @@ def measure(
     rows = [[short(row["query"]), *(blank(row[m]) for m in first.per_query)]
             for row in first.worst(metrics[0], worst)]  # fmt: skip
     output.table(f"{first.name}: worst queries first", columns, rows)
+
+
+def said(understood: Any) -> list[list[str]]:
+    """What was understood, a row a part; parts that found nothing are left out."""
+    spans = [
+        f"{span.text}: {span.label}{f' ({span.values[0]})' if span.values else ''}"
+        for span in understood.spans
+    ]
+    categories = [f"{' > '.join(path)} ({p:.0%})" for path, p in understood.categories[:3]]
+    rows = {
+        "corrected": [f"{old} -> {new}" for old, new in understood.corrections],
+        "phrases": [segment for segment in understood.segments if " " in segment],
+        "spans": spans,
+        "categories": categories,
+        "intent": [f"{name} {share:.0%}" for name, share in understood.intent.items() if share],
+        "added words": list(understood.expansions),
+        "filters": [
+            f"{tree['field']} {tree['op']} {tree['value']}" for _, tree in understood.filters
+        ],
+    }
+    return [[part, "; ".join(found)] for part, found in rows.items() if found]
 
 
 def cell(figure: Any) -> str:

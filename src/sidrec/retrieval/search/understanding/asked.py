@@ -19,8 +19,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sidrec.alignment.judge.answers import decoded
 from sidrec.alignment.judge.asking import LanguageModel, NoAnswer
@@ -28,8 +27,9 @@ from sidrec.alignment.judge.cache import AnswerCache
 from sidrec.alignment.judge.ledger import Ledger
 from sidrec.alignment.judge.prompt import BEGIN, END, Message, as_json, cleaned
 from sidrec.data.search.values import clean_query
-from sidrec.errors import ConfigError, ServiceError
+from sidrec.errors import ServiceError
 from sidrec.retrieval.search.bm25 import WORD
+from sidrec.retrieval.search.understanding.asker_config import AskerConfig
 from sidrec.retrieval.search.understanding.attributes import key_of
 from sidrec.retrieval.search.understanding.parsed import ParsedQuery
 from sidrec.retrieval.search.understanding.spans import Span, typed_filters
@@ -43,44 +43,6 @@ CATEGORY_TRUST = 0.8
 """Share of the probability that goes to the categories a model names."""
 NAMED = ("brands", "categories", "colours")
 FIELDS = ("corrected", *NAMED, "price_min", "price_max", "expansions")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AskerConfig:
-    """Which language model is asked, and how often."""
-
-    backend: Literal["none", "endpoint", "local"] = "none"
-    """Nobody, a server that speaks OpenAI's protocol, or a Hugging Face model in this process."""
-    model: str = ""
-    """Name of the model at the server, or a local folder or hub name."""
-    base_url: str = "http://localhost:8000/v1"
-    """Where the server is."""
-    api_key_variable: str = ""
-    """Environment variable that holds the key; '' for servers that ask for none."""
-    timeout_seconds: float = 5.0
-    """A server that has not answered by then counts as a timeout."""
-    retries: int = 1
-    """How often a question is repeated after an answer with mistakes."""
-    budget: int | None = None
-    """Calls allowed; what comes after is understood without the model. None: no limit."""
-    give_up_after: int = 10
-    """After this many queries in a row without an answer, the model is asked no more."""
-    answer_format: Literal["schema", "object", "text"] = "schema"
-    """What the server is told of the answer: its JSON schema, that it is JSON, or nothing."""
-    max_answer_tokens: int = 400
-    cache: Path | None = None
-    """JSON-lines file of answers, shared by runs; None keeps none."""
-    device: str = "auto"
-    """Of the local model."""
-
-    def __post_init__(self) -> None:
-        if self.backend != "none" and not self.model:
-            raise ConfigError(
-                f"understanding.asker.model must name a model for backend = {self.backend!r}"
-            )
-        for name, low in (("retries", 0), ("give_up_after", 1), ("max_answer_tokens", 1)):
-            if (value := getattr(self, name)) < low:
-                raise ConfigError(f"understanding.asker.{name} must be at least {low}, got {value}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,12 +113,13 @@ class Attributes:
     def brands_named(self, key: Key, lexicon: Lexicon) -> list[int]:
         """Brands that a phrase of the query names; [] where it more often means something else."""
         brands = self.brands_of.get(key, [])
-        if len(key) > 1 or not brands:
+        if len(key) != 1 or not brands:
             return brands
-        if key[0].isdigit() or len(key[0]) < 2:
+        (word,) = key
+        if word.isdigit() or len(word) < 2:
             return []
         own = int(np.isin(self.brands_N, brands).sum())
-        return brands if own >= BRAND_SHARE * max(own, len(lexicon.holding(key[0]))) else []
+        return brands if own >= BRAND_SHARE * max(own, len(lexicon.holding(word))) else []
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What must be saved beside `state`."""

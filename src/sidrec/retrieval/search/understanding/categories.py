@@ -134,9 +134,14 @@ class CategoryModel:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Self:
         """The model that `arrays` and `state` came from."""
-        names = ("log_prior", "gains", "categories", "offsets")
-        weights = (float(state["prior_weight"]), float(state["temperature"]))
-        return cls(*(arrays[name] for name in names), *weights)
+        return cls(
+            arrays["log_prior"],
+            arrays["gains"],
+            arrays["categories"],
+            arrays["offsets"],
+            float(state["prior_weight"]),
+            float(state["temperature"]),
+        )
 
 
 def numbers(text: str, lexicon: Lexicon) -> list[int]:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from threading import Lock
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from sidrec import config as configuration
 from sidrec.data.search.values import MAX_QUERY_CHARS, required_query
 from sidrec.errors import ConfigError
 from sidrec.retrieval.search.bm25 import WORD
-from sidrec.retrieval.search.understanding.asked import Asker, AskerConfig
+from sidrec.retrieval.search.understanding.asker_config import AskerConfig
 from sidrec.retrieval.search.understanding.attributes import Attributes
 from sidrec.retrieval.search.understanding.categories import CategoryModel, numbers
 from sidrec.retrieval.search.understanding.expansion import expand
@@ -39,6 +39,9 @@ from sidrec.retrieval.search.understanding.parsed import ParsedQuery
 from sidrec.retrieval.search.understanding.spans import Span, label_spans, typed_filters
 from sidrec.retrieval.search.understanding.spelling import Speller
 from sidrec.types import Ints, Items
+
+if TYPE_CHECKING:
+    from sidrec.retrieval.search.understanding.asked import Asker
 
 NUM_CATEGORIES = 5
 INTENTS = {"brand": "brand", "category": "kind", "colour": "property", "size": "property",
@@ -246,6 +249,8 @@ class QueryUnderstanding:
     def _with_asker(self) -> Self:
         if self.config.asker.backend == "none":
             return self
+        from sidrec.retrieval.search.understanding.asked import Asker
+
         return replace(self, asker=Asker.open(self.config.asker))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -292,9 +297,11 @@ class QueryUnderstanding:
 def intent_of(text: str, spans: Sequence[Span]) -> dict[str, float]:
     """Shares of words that name a brand, a kind of thing, a property, something else."""
     words = list(WORD.finditer(text))
-    shares = dict.fromkeys(("brand", "kind", "property", "other"), 0.0)
+    if not words:
+        return {"other": 1.0}
+    shares: dict[str, float] = {"brand": 0.0, "kind": 0.0, "property": 0.0, "other": 0.0}
     for word in words:
         inside = (s for s in spans if s.start <= word.start() and word.end() <= s.end)
         span = next(inside, None)
         shares[INTENTS[span.label] if span else "other"] += 1 / len(words)
-    return shares or {"other": 1.0}
+    return shares
