@@ -1,6 +1,6 @@
 """What each part of query understanding adds to retrieval, on ESCI and on misspelt ESCI queries.
 
-    taskset -c 0 python benchmarks/query_understanding.py [--steps 150] [--write]
+    taskset -c 0 python benchmarks/query_understanding.py [--steps 150] [--price] [--write]
 
 Weights of a part are chosen by nDCG@10 of BM25 on four folds, among `GRID` (0 leaves the part out),
 and the fifth is asked; the same weights serve the hybrid, whose towers and fusion are those of
@@ -9,7 +9,8 @@ letters, drawn by seed, three seeds averaged by query. Gains are paired differen
 system without understanding. Spans: micro F1 on the test half of `query_spans.json`, labelled by
 hand; rules were only looked at on the other half.
 Figures: `query.<part>.{ndcg@10,recall@100}` and `…_gain` (bm25), `query.<part>.hybrid.…`,
-`query.typos.{none,spelling}.…`, `query.spans.{f1,…}`, `query.category.{top1,ece}`,
+`query.typos.{none,spelling,all}.…`, `query.price_asked.{none,boost,hard}.ndcg@10`,
+`query.spans.{f1,…}`, `query.category.{top1,ece}`,
 `query.spelling.{restored,changed_clean}`, `query.latency.<path>.{p50,p95}`.
 """
 
@@ -62,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--price", action="store_true", help="measure prices alone")
     parser.add_argument("--write", action="store_true", help="write the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -71,16 +73,20 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {
         "query.fit_seconds": {"value": round(time.perf_counter() - started, 2), "unit": "s", "n": 1}
     }
-    figures |= span_figures(found) | category_figures(found, data) | latency_figures(found, data)
-    columns = retrieval(found, data, arguments)
-    figures |= spelling_figures(found, data, arguments.seed)
-    figures |= retrieval_figures(columns)
+    if arguments.price:
+        figures = price_figures(found, data)
+    else:
+        figures |= span_figures(found) | category_figures(found, data)
+        figures |= latency_figures(found, data)
+        columns = retrieval(found, data, arguments)
+        figures |= spelling_figures(found, data, arguments.seed) | retrieval_figures(columns)
     for name, figure in sorted(figures.items()):
         interval = f" [{figure['low']:.4f}, {figure['high']:.4f}]" if "low" in figure else ""
         print(f"{name}: {figure['value']:.4f}{interval}")
     if arguments.write:
         command = "python " + " ".join(sys.argv)
-        path = write("query_understanding", figures, seeds=[arguments.seed], command=command)
+        what = "query_price" if arguments.price else "query_understanding"
+        path = write(what, figures, seeds=[arguments.seed], command=command)
         print(f"wrote {path.name}")
 
 
@@ -164,6 +170,41 @@ def retrieval_figures(columns: Columns) -> dict[str, dict[str, Any]]:
             figures[f"{label}.{metric}"] = entry(values[metric])
             if not part.endswith("none"):
                 figures[f"{label}.{metric}_gain"] = entry(values[metric] - base[metric])
+    return figures
+
+
+def price_figures(found: QueryUnderstanding, data: SearchData) -> dict[str, dict[str, Any]]:
+    """BM25 on queries to which "under $…" is added, the middle price of their exact items.
+
+    ESCI's people name no price. Dearer items count as irrelevant, those of unknown price as before.
+    """
+    prices_N = found.attributes.prices_N
+    rows, texts, grades_J = [], list(data.queries.texts), data.judgements.grades_J.copy()
+    for row in range(len(texts)):
+        items, grades = data.judgements.of(row)
+        known = prices_N[items[grades == data.judgements.top_grade]]
+        known = known[np.isfinite(known)]
+        if len(known) >= 4 and len(set(known.tolist())) > 1:
+            most = int(np.ceil(np.median(known)))
+            rows.append(row)
+            texts[row] += f" under ${most}"
+            part = slice(data.judgements.offsets[row], data.judgements.offsets[row + 1])
+            with np.errstate(invalid="ignore"):
+                grades_J[part] = np.where(prices_N[items] > most, 0, grades)
+    asked = replace(
+        data,
+        queries=replace(data.queries, texts=tuple(texts)),
+        judgements=replace(data.judgements, grades_J=grades_J),
+    ).take(np.array(rows))
+    bm25 = Bm25.fit(data.items, Bm25Config())
+    words = Ask({"bm25": bm25}, lambda members, texts, k, keep: best(
+        members["bm25"].ask(texts, k, keep), k))  # fmt: skip
+    base = words.values(found, {}, asked)
+    figures = {"query.price_asked.none.ndcg@10": entry(base["ndcg@10"])}
+    for name, changes in (("boost", {"price_weight": 1.0}), ("hard", {"hard": ("price",)})):
+        values = words.values(found, changes, asked)["ndcg@10"]
+        figures[f"query.price_asked.{name}.ndcg@10"] = entry(values)
+        figures[f"query.price_asked.{name}.ndcg@10_gain"] = entry(values - base["ndcg@10"])
     return figures
 
 

@@ -74,11 +74,24 @@ def test_hard_filters_leave_out_what_their_tree_leaves_out_for_their_query_alone
     for rows, query in zip(found_BK, queries, strict=True):
         trees = [dict(tree) for _, tree in hard.parse(query).filters]
         kept = mask({"and": trees}, shop.attributes) if trees else np.ones(len(shop), dtype=bool)
-        plain = ask.plain([hard.parse(query).corrected], 60).rows_BK[0]
+        plain = ask.plain([asked_text(hard, hard.parse(query), "bm25")], 60).rows_BK[0]
         assert set(rows[rows >= 0]) == set(plain[plain >= 0]) & set(np.flatnonzero(kept))
     keep_N = np.arange(len(shop)) % 2 == 0
     rows = ask(hard, queries[:1], 60, keep_N).rows_BK[0]
     assert set(rows[rows >= 0]) == {r for r in alone[0] if r >= 0 and keep_N[r]}
+
+
+def test_words_of_a_price_are_not_searched_for_where_the_price_counts(found):
+    query = "kettle under $20 red"
+    for changes, text in (
+        ({"price_weight": 1.0}, "kettle red"),
+        ({"hard": ("price",)}, "kettle red"),
+        ({}, query),
+    ):
+        reading = found.with_config(**changes)
+        assert asked_text(reading, reading.parse(query), "bm25") == text
+    priced = found.with_config(price_weight=1.0)
+    assert asked_text(priced, priced.parse("under $20"), "bm25") == "under $20"
 
 
 def test_added_words_weigh_less_than_those_of_the_query(found):

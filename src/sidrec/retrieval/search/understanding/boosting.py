@@ -97,13 +97,26 @@ def understood_search(
 
 
 def asked_text(understanding: QueryUnderstanding, parsed: ParsedQuery, searcher: str) -> str:
-    """What a searcher is asked: corrected words, repeated so that added ones weigh less."""
+    """What a searcher is asked: corrected words, repeated so that added ones weigh less.
+
+    Words of a price are left out where the price is a boost or a filter: no title holds them.
+    """
     settings = understanding.config
     text = parsed.corrected if settings.spelling else parsed.query
+    if text == parsed.corrected and (settings.price_weight or "price" in settings.hard):
+        text = without_prices(text, parsed) or text
     if searcher not in settings.expanded or not settings.expansion_weight or not parsed.expansions:
         return text
     repeated = [text] * max(1, round(1 / settings.expansion_weight))
     return " ".join([*repeated, *parsed.expansions])
+
+
+def without_prices(text: str, parsed: ParsedQuery) -> str:
+    """The corrected query without the words of its prices."""
+    for span in reversed(parsed.spans):
+        if span.label == "price":
+            text = f"{text[: span.start]} {text[span.end :]}"
+    return " ".join(text.split())
 
 
 def boosted(
