@@ -24,6 +24,7 @@ from sidrec import bundle, explore, filters, methods, searching
 from sidrec.bundle import serving_context
 from sidrec.config import Method
 from sidrec.contracts import Retriever
+from sidrec.decoding.beam import LevelTrace
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
 from sidrec.decoding.search import search
@@ -293,10 +294,12 @@ class Recommender:
         keep_N: Bools | None = None,
         *,
         length_penalty: float | None = None,
+        trace: list[LevelTrace] | None = None,
     ) -> Candidates:
         """The generator alone, rules inside its search.
 
-        Items that share an ID divide its probability in proportion to training events + 1.
+        Items that share an ID divide its probability in proportion to training events + 1. A beam
+        tells `trace` what it did at each level; a generator that searches in its own way does not.
         """
         rules = None
         if keep_N is not None or exclude is not None:
@@ -311,6 +314,7 @@ class Recommender:
             renormalise=self.renormalise,
             length_penalty=self.length_penalty if length_penalty is None else length_penalty,
             weights_N=self.weights_N,
+            trace=trace,
         )
 
     def member(self, name: str) -> Member:

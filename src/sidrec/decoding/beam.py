@@ -41,10 +41,13 @@ from sidrec.types import PAD, Candidates, HistoryBatch
 
 @dataclass(frozen=True, eq=False)
 class LevelTrace:
-    """The beam after one level, for explanations."""
+    """The beam after one level, for explanations; `decoding.trace` reads it."""
 
+    logits_BWV: Tensor
+    """What the generator said of the beams that entered the level."""
     parents_BW: Tensor
     codes_BW: Tensor
+    nodes_BW: Tensor
     scores_BW: Tensor
     live_BW: Tensor
     """Beams that still lead to an item."""
@@ -185,7 +188,9 @@ def search_ids(
             renormalise=renormalise, closed=closed[level], ended_BW=ended_BW, norms_BW=norms_BW,
         )  # fmt: skip
         if trace is not None:
-            trace.append(LevelTrace(parents_BW, codes_BW, scores_BW, scores_BW > DEAD))
+            trace.append(
+                LevelTrace(logits_BWV, parents_BW, codes_BW, nodes_BW, scores_BW, scores_BW > DEAD)
+            )
     if norms_BW is not None and parents_BW is not None:
         norms_BW = norms_BW.gather(1, parents_BW)
     return FoundIds(index, nodes_BW, scores_BW, excluded_BX, norms_BW)

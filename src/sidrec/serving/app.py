@@ -17,6 +17,7 @@ from sidrec import __version__
 from sidrec.errors import ConfigError
 from sidrec.serving import schemas
 from sidrec.serving.gate import Gate
+from sidrec.serving.looking_routes import looking
 from sidrec.serving.problems import Problem, from_validation, problem_response
 from sidrec.serving.routes import router
 from sidrec.serving.service import Service
@@ -45,6 +46,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(looking)
     app.add_middleware(Gate, service=service)
     app.add_exception_handler(Problem, on_problem)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, on_invalid)  # type: ignore[arg-type]

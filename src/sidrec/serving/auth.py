@@ -24,6 +24,8 @@ PREFIX = "sidrec_"
 ROLES = ("public", "publishable", "secret", "admin")
 """Each may do all that those before it may."""
 RULES: tuple[tuple[str, str, str], ...] = (
+    ("GET", "/", "public"),
+    ("GET", "/page", "public"),
     ("GET", "/livez", "public"),
     ("GET", "/readyz", "public"),
     ("GET", "/v2/health/live", "public"),
@@ -34,6 +36,8 @@ RULES: tuple[tuple[str, str, str], ...] = (
     ("POST", "/v1/search", "publishable"),
     ("POST", "/v1/events", "publishable"),
     ("POST", "/v1/explain", "secret"),
+    ("POST", "/v1/trace", "secret"),
+    ("GET", "/v1/tree", "secret"),
     ("GET", "/metrics", "secret"),
     ("GET", "/openapi.json", "secret"),
     ("GET", "/v1/models", "secret"),
@@ -56,7 +60,7 @@ class Key:
 def needed_role(method: str, path: str) -> str:
     """The least role for a request; admin where nothing is said."""
     for rule_method, rule_path, role in RULES:
-        fits = path == rule_path or path.startswith(f"{rule_path}/")
+        fits = path == rule_path or (rule_path != "/" and path.startswith(f"{rule_path}/"))
         if fits and rule_method in ("*", "GET" if method == "HEAD" else method):
             return role
     return "admin"

@@ -67,7 +67,7 @@ class Models:
         path = self._last_activated() or settings.bundle
         self._base = load(path, device=settings.device)
         warm_up(self._base)
-        self.current: Snapshot = self._with_stored_items(self._base, path.name, 0)
+        self.current: Snapshot = self.with_stored_items(self._base, path.name, 0)
 
     # ---------------------------------------------------------------- items
 
@@ -150,7 +150,7 @@ class Models:
 
         self.store.write(write).result()
 
-    def _with_stored_items(
+    def with_stored_items(
         self, recommender: Recommender, name: str, catalogue_version: int
     ) -> Snapshot:
         """A bundle with everything that was told about items since, as far as its columns go."""
@@ -199,11 +199,16 @@ class Models:
             )
         return found
 
-    def activate(self, name: str) -> Snapshot:
-        """Serve another bundle of the models folder. Problem `broken_model`: the old one stays."""
-        path = self.settings.models_folder / name
-        if not artifact.FILE_NAME.fullmatch(name) or not (path / artifact.MANIFEST).is_file():
+    def manifest_named(self, name: str) -> Path:
+        """The manifest of a bundle of the models folder. Problem `unknown_model`."""
+        path = self.settings.models_folder / name / artifact.MANIFEST
+        if not artifact.FILE_NAME.fullmatch(name) or not path.is_file():
             raise Problem("unknown_model", f"the models folder holds no bundle {name!r}")
+        return path
+
+    def loaded(self, name: str) -> Recommender:
+        """A bundle of the models folder, checked and warm. Problem `broken_model`."""
+        path = self.manifest_named(name).parent
         try:
             recommender = load(path, device=self.settings.device)
             warm_up(recommender)
@@ -211,6 +216,11 @@ class Models:
             log.warning("models: %s was refused: %r", name, error)
             detail = str(error) if isinstance(error, SidrecError) else type(error).__name__
             raise Problem("broken_model", f"{name}: {detail}") from error
+        return recommender
+
+    def activate(self, name: str) -> Snapshot:
+        """Serve another bundle of the models folder. Problem `broken_model`: the old one stays."""
+        recommender = self.loaded(name)
         with self._changing:
             return self._publish(recommender, name, (self.current.name, self._base))
 
@@ -230,7 +240,7 @@ class Models:
     ) -> Snapshot:
         version = self.current.catalogue_version + 1
         try:
-            snapshot = self._with_stored_items(recommender, name, version)
+            snapshot = self.with_stored_items(recommender, name, version)
         except Problem as problem:
             raise Problem("broken_model", f"{name}: stored items: {problem.detail}") from problem
         row = {

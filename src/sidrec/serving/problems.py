@@ -19,9 +19,11 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_item": (404, "No such item"),
     "unknown_model": (404, "No such model"),
     "unknown_experiment": (404, "No such experiment"),
+    "unknown_prefix": (404, "No such prefix of semantic IDs"),
     "not_found": (404, "No such route"),
     "method_not_allowed": (405, "The route does not take this method"),
     "search_not_in_bundle": (404, "This model cannot search by text"),
+    "no_beam": (404, "This system has no beam to look at"),
     "experiment_running": (409, "Another experiment is running"),
     "no_previous_model": (409, "There is no model to go back to"),
     "broken_model": (409, "The model cannot be served; the old one goes on"),
@@ -86,7 +88,7 @@ def from_validation(errors: Iterable[Mapping[str, Any]], names: Sequence[str]) -
     """What pydantic found, field by field; `names` are the fields there are."""
     listed, unknown = [], False
     for error in errors:
-        place = [str(part) for part in error["loc"] if part != "body"]
+        place = [str(part) for part in error["loc"] if part not in ("body", "query")]
         entry = {"field": ".".join(place) or "body", "message": str(error["msg"])[:300]}
         if error["type"] == "extra_forbidden":
             unknown = True

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from sidrec.serving import answers, schemas
 from sidrec.serving.engine import Found, Query, seconds_of
+from sidrec.serving.looking import active_model
 from sidrec.serving.problems import Problem
 from sidrec.serving.schemas import RecommendRequest
 from sidrec.serving.service import Service
@@ -322,8 +323,12 @@ async def erase_user(request: Request, user_id: IdInPath) -> Response:
 
 def models_answer(service: Service) -> dict[str, Any]:
     """The bundles, and the systems of the active one."""
-    systems = service.models.current.recommender.systems
-    return {"models": service.models.listed(), "systems": systems}
+    snapshot = service.models.current
+    return {
+        "models": service.models.listed(),
+        "systems": snapshot.recommender.systems,
+        "active": active_model(snapshot),
+    }
 
 
 @router.get("/v1/models", responses=says(schemas.ModelsAnswer))

@@ -15,6 +15,8 @@ MAX_K = 500
 MAX_HISTORY = 10_000
 MAX_BATCH = 1000
 MAX_EXPLAINED = 20
+MAX_TRACED = 100
+MAX_LOOKED_AT = 200
 SKEW = datetime.timedelta(days=1)
 """How far in the future an event may lie; clocks differ."""
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -120,6 +122,40 @@ class ExplainRequest(Asked):
     item_id: Id
 
 
+class TraceRequest(Asked):
+    """The beam of a recommendation, level by level; the fields mean what they do there."""
+
+    k: Annotated[int, Field(ge=1, le=MAX_TRACED)] = 10
+    filter: Tree | None = None
+    exclude_items: Annotated[list[Id], Field(max_length=MAX_HISTORY)] = []
+    exclude_viewed: bool = True
+    shown: Annotated[int, Field(ge=0, le=50)] = 5
+    """Prefixes that are named of those that were not taken, for each cause."""
+
+
+class TreeQuery(In):
+    """A prefix of semantic IDs, and which of its items are listed."""
+
+    prefix: Annotated[str, Field(pattern=r"^([0-9]{1,9}(-[0-9]{1,9}){0,63})?$")] = ""
+    """Codes with a dash between them; empty for the whole catalogue."""
+    limit: Annotated[int, Field(ge=0, le=MAX_LOOKED_AT)] = 20
+    offset: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """The prefix as numbers."""
+        return tuple(int(code) for code in self.prefix.split("-")) if self.prefix else ()
+
+
+class ItemsQuery(In):
+    """Items by words of their titles or by their ids; without either, the most bought."""
+
+    query: Annotated[str, Field(max_length=200)] = ""
+    ids: Annotated[list[Id], Field(max_length=MAX_LOOKED_AT)] = []
+    """Exactly these items, as far as the catalogue has them; `query` is not looked at."""
+    limit: Annotated[int, Field(ge=1, le=50)] = 10
+
+
 class SearchRequest(In):
     """Items for a text; a user or a history moves those up that a person would like."""
 
@@ -208,6 +244,113 @@ class Plan(Out):
     allowed_items: int
     applied_filters: list[AppliedFilter]
     skipped_items: list[str] = []
+
+
+class TracedPrefix(Out):
+    """One prefix that a beam looked at."""
+
+    codes: list[int]
+    prob: float
+    """Of a survivor, as the beam ranks; of others by the model alone."""
+    parent: int
+    """Place of the prefix before, among the survivors of the level above."""
+    fate: str
+    """`lives`, `dies` at the next level, or why it was not taken: `fallen` (not among the best),
+    `no_item`, or the kind of a rule."""
+    num_items: int
+    """Items below a survivor that the rules leave."""
+    name: str
+    """Words of its items' titles, or the title of its most bought one."""
+
+
+class TracedLevel(Out):
+    """One level: entering = kept + fallen + the sum of lost, all of them probabilities."""
+
+    entering: float
+    kept: float
+    fallen: float
+    lost: dict[str, float]
+    survivors: list[TracedPrefix]
+    others: list[TracedPrefix]
+
+
+class TracedItem(RankedItem):
+    """An item that the beam found."""
+
+    title: str
+
+
+class TraceAnswer(Out):
+    """What a beam did."""
+
+    request_id: str
+    model: str
+    model_version: str
+    catalogue_version: int
+    system: str
+    generator: str
+    beam_width: int
+    renormalise: bool
+    """Whether legal codes share the probability of those that are not."""
+    levels: list[TracedLevel]
+    items: list[TracedItem]
+    """What the generator found; a hybrid asks it for more than it answers."""
+    applied_filters: list[AppliedFilter]
+    skipped_items: list[str] = []
+    took_ms: float
+
+
+class ShelvedItem(Out):
+    """One item of the catalogue."""
+
+    item_id: str
+    title: str
+    semantic_id: list[int]
+    events: int
+    """Events of the training data."""
+    available: bool
+
+
+class Branch(Out):
+    """A code that follows a prefix."""
+
+    code: int
+    num_items: int
+    num_available: int
+    events: int
+    name: str
+    """Words that set its items apart from those of the codes beside it."""
+    favourite: str
+    """Title of its most bought item."""
+
+
+class TreeAnswer(Out):
+    """What lies under a prefix."""
+
+    request_id: str
+    model: str
+    model_version: str
+    catalogue_version: int
+    prefix: list[int]
+    num_codes: list[int]
+    """Codes of each level."""
+    num_items: int
+    num_available: int
+    events: int
+    branches: list[Branch]
+    items: list[ShelvedItem]
+
+
+class FoundItems(Out):
+    """Items of the catalogue."""
+
+    request_id: str
+    model: str
+    model_version: str
+    catalogue_version: int
+    total: int
+    """Items that there are to list; more than are listed where the limit cuts."""
+    items: list[ShelvedItem]
 
 
 # Telling -----------------------------------------------------------------------------------------
@@ -343,12 +486,29 @@ class ModelState(Out):
     """Whether a roll back would bring it back."""
 
 
+class ActiveModel(Out):
+    """What the served bundle is and can."""
+
+    name: str
+    version: str
+    num_items: int
+    num_codes: list[int]
+    beam_width: int
+    generator: str
+    has_beam: bool
+    """Whether the generator is searched by a beam, so that it can be traced."""
+    has_search: bool
+    fields: list[dict[str, str]]
+    """Name and kind of each attribute of the items."""
+
+
 class ModelsAnswer(Out):
     """The bundles that can be activated."""
 
     models: list[ModelState]
     systems: list[str]
     """Of the active model."""
+    active: ActiveModel
 
 
 class ActivateRequest(In):

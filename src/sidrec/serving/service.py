@@ -6,6 +6,7 @@ import logging
 import threading
 
 from sidrec.serving.auth import read_keys
+from sidrec.serving.beside import Beside
 from sidrec.serving.engine import Engine
 from sidrec.serving.events import SWEEP_ROWS, EventLog
 from sidrec.serving.experiments import Experiments
@@ -32,6 +33,7 @@ class Service:
         except BaseException:
             self.store.close()
             raise
+        self.beside = Beside(self.models)
         self.events = EventLog(self.store, settings)
         self.engine = Engine(
             lambda: self.models.current,
@@ -67,6 +69,7 @@ class Service:
 
     def _sweep(self) -> None:
         while not self.stopping.wait(SWEEP_SECONDS):
+            self.beside.forget_idle()
             try:
                 while self.events.sweep() == SWEEP_ROWS and not self.stopping.is_set():
                     continue

@@ -23,6 +23,7 @@ from sidrec import filters
 from sidrec.errors import ConfigError, DataError
 from sidrec.recommender import Recommender
 from sidrec.serving.problems import Problem
+from sidrec.serving.shelves import Shelves
 from sidrec.types import Bools, Floats, Ints, Items
 
 MAX_MASKS = 64
@@ -84,6 +85,11 @@ class Snapshot:
         """Item vectors of length 1; zero where an item has none."""
         vectors = self.recommender.vectors.vectors
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    @cached_property
+    def shelves(self) -> Shelves:
+        """The catalogue to look through."""
+        return Shelves(self.recommender, self.available_N, self.deleted_N)
 
     # ---------------------------------------------------------------- from outside ids
 
