@@ -144,8 +144,8 @@ def tree_answer(snapshot: Snapshot, query: TreeQuery) -> dict[str, Any]:
     """The codes that follow a prefix, and some of the items below it, most bought first."""
     prefix, shelves = query.codes, snapshot.shelves
     num_codes = snapshot.recommender.ids.num_codes
-    rows = shelves.under(prefix) if len(prefix) <= len(num_codes) else []
-    if not len(rows):
+    rows = shelves.under(prefix)
+    if not len(rows) or len(prefix) > len(num_codes):
         raise Problem(
             "unknown_prefix",
             f"no item lies under {query.prefix!r}",
