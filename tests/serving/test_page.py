@@ -85,6 +85,10 @@ class Page:
     def one(self, selector):
         return self.until(lambda: self.find(selector))[0]
 
+    def script(self, text, *values):
+        """What a line of JavaScript gives; one look, so nothing changes while it is taken."""
+        return self.driver.execute_script(f"return {text}", *values)
+
     def until(self, holds, seconds=15):
         """What `holds` gives once it is true."""
         end = time.monotonic() + seconds
@@ -96,8 +100,12 @@ class Page:
     def ids(self, selector="#list"):
         """Items of a list once nothing is being asked."""
         self.until(lambda: not self.find("main[aria-busy]") and self.find(f"{selector} > li"))
-        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.dataset.item)"
-        return self.driver.execute_script(script, f"{selector} > li[data-item]")
+        return self.listed(f"{selector} > li[data-item]")
+
+    def listed(self, selector):
+        """Items of the rows that meet a selector."""
+        script = "[...document.querySelectorAll(arguments[0])].map(e => e.dataset.item)"
+        return self.script(script, selector)
 
     def add(self, item_id):
         """Type an id, take the first item found."""
@@ -108,10 +116,15 @@ class Page:
         self.until(lambda: len(self.find("#history li[data-item]")) == before + 1)
 
     def text(self, selector):
-        return self.one(selector).text
+        return self.script("document.querySelector(arguments[0])?.textContent ?? ''", selector)
 
     def focused(self):
-        return self.driver.switch_to.active_element
+        """What has the focus: tag, id, class, text, level of its list and place in the beam."""
+        return SimpleNamespace(**self.script(
+            "(e => ({tag: e.tagName, id: e.id, kind: e.className, text: e.textContent, "
+            "level: e.closest('section')?.getAttribute('aria-label') ?? '', "
+            "depth: e.dataset.depth, does: e.dataset.does}))(document.activeElement)"
+        ))  # fmt: skip
 
     def press(self, *keys):
         """Keys to whatever has the focus."""
@@ -151,14 +164,13 @@ def test_a_history_is_answered_with_titles_reasons_and_why(page, served, bundles
     frame = served.service.models.current.recommender.recommend(bundles.history, k=10)
     assert page.ids() == frame["item_id"].to_list()
     title, codes = frame["title"][0], frame["semantic_id"][0]
-    first = page.one("#list > li")
-    assert title in first.text and first.find_element("class name", "reason").text
-    shown = [span.text for span in first.find_elements("css selector", ".sid span")]
-    assert shown == [str(code) for code in codes]
-    first.find_element("css selector", ".buttons button").click()
+    assert page.text("#list > li .title") == title and page.text("#list > li .reason")
+    shown = page.script("[...document.querySelectorAll('#list .sid')][0].children.length")
+    assert shown == len(codes) and page.text("#list .sid") == "".join(map(str, codes))
+    page.one("#list .buttons button").click()
     page.until(lambda: page.find("#list .why table"))
-    assert "What the generator makes of each code" in first.text
-    assert len(first.find_elements("css selector", ".why .meter")) == len(codes)
+    assert "What the generator makes of each code" in page.text("#list .why")
+    assert len(page.find("#list .why .meter")) == len(codes)
     page.until(lambda: "10 recommendations" in page.text("#said"))
 
 
@@ -169,7 +181,7 @@ def test_a_hostile_title_is_text(page):
     page.open("tree")
     page.until(lambda: page.find("#columns a"))
     assert page.driver.title == "sidrec" and not page.find("img[src=x]")
-    assert page.driver.execute_script("return document.scripts.length") == 1
+    assert page.script("document.scripts.length") == 1
 
 
 def test_the_beam_tree_and_lists_are_walked_by_keys_alone(page, bundles):
@@ -177,12 +189,12 @@ def test_the_beam_tree_and_lists_are_walked_by_keys_alone(page, bundles):
     page.open("beam")
     page.until(lambda: "needs a history" in page.text("#beam-note"))
     page.press(tab)
-    assert page.focused().get_attribute("class") == "skip"
+    assert page.focused().kind == "skip"
     page.press(enter)
-    assert page.focused().get_attribute("id") == "main" and "#/beam" in page.driver.current_url
+    assert page.focused().id == "main" and "#/beam" in page.driver.current_url
     page.open("beam")
     page.press(tab, tab)
-    assert page.focused().get_attribute("id") == "item-input"
+    assert page.focused().id == "item-input"
     page.press(bundles.history[0])
     page.until(lambda: bundles.history[0] in page.text("#item-options"))
     page.press(down, enter)
@@ -190,31 +202,30 @@ def test_the_beam_tree_and_lists_are_walked_by_keys_alone(page, bundles):
     seen = set()
     for _ in range(40):
         page.press(tab)
-        seen.add(page.focused().get_attribute("id") or page.focused().text[:12])
-        if "prefix" in (page.focused().get_attribute("class") or ""):
+        seen.add(page.focused().id)
+        if "prefix" in page.focused().kind:
             break
     assert {"example", "user", "system", "k", "seen", "whole"} <= seen
-    outline = "return getComputedStyle(document.activeElement).outlineStyle"
-    assert page.driver.execute_script(outline) == "solid"
+    assert page.script("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.press(right)
-    assert page.focused().get_attribute("data-depth") == "1"
+    assert page.focused().depth == "1"
     assert len(page.find("button.prefix.lit")) >= 2 and "×" in page.text("#beam-detail")
     page.press(left)
-    assert page.focused().get_attribute("data-depth") == "0"
-    masses = [e.get_attribute("aria-label") for e in page.find("#beam .mass")]
+    assert page.focused().depth == "0"
+    masses = page.script(
+        "[...document.querySelectorAll('#beam .mass')].map(e => e.getAttribute('aria-label'))"
+    )
     assert len(masses) == bundles.recommender.ids.num_levels
     assert all("kept" in said and "no such item" in said for said in masses)
     page.open("tree")
     page.until(lambda: page.find("#columns a[tabindex='0']"))
-    page.driver.execute_script("document.querySelector('#columns a[tabindex]').focus()")
+    page.script("document.querySelector('#columns a[tabindex]').focus()")
     page.press(down)
     page.press(right)
     page.until(lambda: len(page.find("#columns section")) == 2)
-    page.until(lambda: page.focused().tag_name == "a")
+    page.until(lambda: page.focused().level == "Level 0")
     page.press(right)
-    assert page.focused().find_element("xpath", "ancestor::section[1]").get_attribute(
-        "aria-label"
-    ) == "Level 1"  # fmt: skip
+    assert page.focused().level == "Level 1"
     assert page.ids("#shelf")
 
 
@@ -230,11 +241,11 @@ def test_an_edit_of_the_history_changes_the_list_and_marks_what_moved(page, bund
     after = page.until(lambda: page.ids("#after") != before and page.ids("#after"))
     assert page.ids("#before") == before
     assert bundles.history[1] not in after
-    gone = [row.get_attribute("data-item") for row in page.find("#before > li:has(.mark.gone)")]
-    new = [row.get_attribute("data-item") for row in page.find("#after > li:has(.mark.new)")]
+    gone = page.listed("#before > li:has(.mark.gone)")
+    new = page.listed("#after > li:has(.mark.new)")
     assert set(gone) == set(before) - set(after) and set(new) == set(after) - set(before)
     assert "History of 2 before, 1 now" in page.text("#what-if-note")
-    assert page.focused().get_attribute("data-does") == "Remove"
+    assert page.focused().does == "Remove"
 
 
 def test_two_models_are_shown_side_by_side(page, bundles):
@@ -256,10 +267,8 @@ def test_the_page_fits_400_pixels_and_follows_dark_mode(page, bundles):
         for view in ("list", "tree", "what-if"):
             page.open(view)
             page.until(lambda: page.find("main li[data-item]"))
-            wide = "return document.documentElement.scrollWidth"
-            assert page.driver.execute_script(wide) <= 400, view
-        paper = "return getComputedStyle(document.body).backgroundColor"
-        assert page.driver.execute_script(paper) == "rgb(20, 24, 28)"
+            assert page.script("document.documentElement.scrollWidth") <= 400, view
+        assert page.script("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 28)"
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
@@ -277,7 +286,7 @@ def test_a_server_with_keys_asks_for_one_and_the_page_keeps_it_in_memory(
         assert "needs an API key" in page.text("#problem") and not page.find("#list > li")
         page.one("#key").send_keys(keys_of["secret"], "\ue007")
         assert len(page.ids()) == 10 and not page.one("#key-form").is_displayed()
-        stored = "return localStorage.length + sessionStorage.length + document.cookie.length"
-        assert driver.execute_script(stored) == 0
+        stored = "localStorage.length + sessionStorage.length + document.cookie.length"
+        assert page.script(stored) == 0
         assert all("401" in fault for fault in page.faults())
         page.hosts()
