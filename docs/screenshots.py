@@ -2,8 +2,8 @@
 
     python docs/screenshots.py BUNDLE ITEM…
 
-BUNDLE is served in this process; ITEM… is the history. Needs chromium, chromium-driver, selenium and
-pillow. Pictures go to docs/images, with 128 colours each, so that they stay small.
+BUNDLE is served in this process; ITEM… is the history. Needs chromium, chromium-driver, selenium
+and pillow. Pictures go to docs/images, with 128 colours each, so that they stay small.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ FOLDER = Path(__file__).parent / "images"
 SWITCHES = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--hide-scrollbars",
             "--no-first-run", "--disable-background-networking", "--disable-component-update",
             "--disable-sync")  # fmt: skip
+WHY = "document.querySelector('#list button').click()"
+REMOVE = "document.querySelector('[data-does=Remove]').click()"
 SHOTS = (
-    ("recommendations", "list", "light", (1280, 860), "document.querySelector('#list button').click()"),
-    ("beam", "beam", "light", (1280, 1010), "document.querySelectorAll('.prefix')[1].focus()"),
-    ("what-if", "what-if", "dark", (1280, 900), "document.querySelector('[data-does=Remove]').click()"),
+    ("recommendations", "list", "light", (1280, 860), WHY),
+    ("beam", "beam", "light", (1280, 1010), "document.querySelectorAll('.prefix')[3].focus()"),
+    ("what-if", "what-if", "dark", (1280, 900), REMOVE),
     ("side-by-side", "side-by-side", "light", (1280, 760), ""),
     ("tree", "tree/{prefix}", "dark", (1280, 760), ""),
     ("narrow", "list", "light", (400, 860), ""),
@@ -87,9 +89,17 @@ def shot(
     driver.get(url)
     for place, item in enumerate(items, 1):
         driver.find_element("id", "item-input").send_keys(item)
-        wait(driver, "document.querySelector('#item-options').textContent.includes(arguments[0])", item)
+        wait(
+            driver,
+            "document.querySelector('#item-options').textContent.includes(arguments[0])",
+            item,
+        )
         driver.find_element("id", "item-input").send_keys("\ue007")
-        wait(driver, "document.querySelectorAll('#history [data-item]').length === arguments[0]", place)
+        wait(
+            driver,
+            "document.querySelectorAll('#history [data-item]').length === arguments[0]",
+            place,
+        )
     settled(driver)
     if script:
         driver.execute_script(script)

@@ -37,12 +37,18 @@ BODIES = {
     "/v1/events": {"events": [EVENT]},
     "/v1/items": {"items": [{"item_id": "", "attributes": {"title": "", "": ""}}]},
     "/v1/models/activate": {"name": ""},
+    "/v1/trace": {
+        "user_id": "", "history": [""], "system": "", "filter": TREE, "exclude_items": [""],
+    },
+    "/v1/models/second/recommend": {"history": [""], "system": "", "filter": TREE},
 }  # fmt: skip
 NO_TEXTS = {
-    "available", "diversity", "dry_run", "exclude_viewed", "explain", "k", "position",
-    "timeout_ms", "variants", "weight",
+    "available", "diversity", "dry_run", "exclude_viewed", "explain", "k", "limit", "offset",
+    "position", "shown", "timeout_ms", "variants", "weight",
 }  # fmt: skip
-IN_PATH = ("/v1/items/{}", "/v1/users/{}", "/v1/users/{}/history", "/v1/experiments/{}", "/{}")
+IN_PATH = ("/v1/items/{}", "/v1/users/{}", "/v1/users/{}/history", "/v1/experiments/{}", "/{}",
+           "/page/{}", "/v1/models/{}/recommend")  # fmt: skip
+IN_QUERY = (("/v1/tree", "prefix"), ("/v1/items", "query"), ("/v1/items", "ids"))
 
 
 def places_of(body, place=()):
@@ -78,6 +84,7 @@ def names_in(body):
 
 def test_every_text_field_that_there_is_is_in_the_corpus():
     named = set().union(*(names_in(body) for body in BODIES.values()))
+    named |= {name for _, name in IN_QUERY}
     assert set(FIELDS) - named == NO_TEXTS
 
 
@@ -107,6 +114,9 @@ def test_no_path_and_no_address_leads_anywhere(serving, bundles, outgoing):
             for text in TEXTS:
                 ask("GET", path.format(quote(text, safe="")))
                 ask("GET", path.format(quote(text)))
+        for path, name in IN_QUERY:
+            for text in TEXTS:
+                ask("GET", f"{path}?{name}={quote(text, safe='')}")
     assert answers.count(200) > 100 and outgoing == []
     assert sorted(bundles.folder.rglob("*")) == before
     (bundles.folder / "secret.txt").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 import uvicorn
 
 from sidrec.serving.app import create_app
+from sidrec.serving.run import configured
 from sidrec.serving.settings import ServeSettings
 
 HOSTILE = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
@@ -28,15 +30,16 @@ SWITCHES = (
 def listening(settings):
     """The application on a real socket of this process."""
     app = create_app(settings)
-    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    yield SimpleNamespace(url=f"http://127.0.0.1:{port}", service=app.state.service)
-    running.should_exit = True
-    thread.join()
+    running = uvicorn.Server(configured(app, settings))
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=running.run, args=([bound],))
+        thread.start()
+        while not running.started:
+            time.sleep(0.01)
+        port = bound.getsockname()[1]
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", service=app.state.service)
+        running.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +92,12 @@ class Page:
         """What a line of JavaScript gives; one look, so nothing changes while it is taken."""
         return self.driver.execute_script(f"return {text}", *values)
 
-    def until(self, holds, seconds=15):
+    def until(self, holds, seconds=60):
         """What `holds` gives once it is true."""
         end = time.monotonic() + seconds
         while not (found := holds()):
             assert time.monotonic() < end, self.driver.find_element("tag name", "body").text
-            time.sleep(0.02)
+            time.sleep(0.1)
         return found
 
     def ids(self, selector="#list"):
@@ -251,7 +254,7 @@ def test_an_edit_of_the_history_changes_the_list_and_marks_what_moved(page, bund
 def test_two_models_are_shown_side_by_side(page, bundles):
     page.open("side-by-side")
     page.add(bundles.history[0])
-    page.until(lambda: "right: second" in page.text("#sides-note"), 30)
+    page.until(lambda: "right: second" in page.text("#sides-note"))
     assert len(page.ids("#left")) == len(page.ids("#right")) == 10
     assert len(page.find("#right .mark")) == 10
     page.open("search")

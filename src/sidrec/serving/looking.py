@@ -56,7 +56,7 @@ def trace_answer(
     rows_K, scores_K = found.rows_BK[0], found.scores_BK[0]
     real = rows_K >= 0
     source = recommender.generator.name
-    reasons = answers.reasons_of(snapshot, query.rows_T, rows_K[real], source)
+    reasons = answers.reasons_of(snapshot, query.rows_T, rows_K[real])
     return {
         **snapshot.facts,
         "system": query.system,

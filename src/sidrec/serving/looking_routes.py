@@ -15,7 +15,15 @@ from sidrec.serving import answers, schemas
 from sidrec.serving import looking as looks
 from sidrec.serving.engine import look_up, seconds_of
 from sidrec.serving.problems import Problem
-from sidrec.serving.routes import NameInPath, history_of, reply, says, service_of, stamped
+from sidrec.serving.routes import (
+    NameInPath,
+    history_of,
+    reply,
+    says,
+    service_of,
+    stamped,
+    while_connected,
+)
 from sidrec.serving.schemas import RecommendRequest
 from sidrec.serving.snapshot import Snapshot
 
@@ -81,7 +89,7 @@ async def trace(request: Request, body: schemas.TraceRequest) -> Response:
         return snapshot, looks.trace_answer(snapshot, body, history)
 
     seconds = seconds_of(body.timeout_ms, service.settings.timeout_ms)
-    snapshot, said = await service.engine.call(traced, seconds)
+    snapshot, said = await while_connected(request, service.engine.call(traced, seconds))
     said = await asyncio.to_thread(looks.with_names, snapshot, said)  # the engine goes on meanwhile
     return stamped(request, start, said)
 
@@ -118,7 +126,6 @@ async def recommend_beside(request: Request, name: NameInPath, body: RecommendRe
         (found,) = look_up(beside, [query])
         return answers.recommend_answer(found, body)
 
-    said = await service.engine.call(
-        answer, seconds_of(body.timeout_ms, service.settings.timeout_ms)
-    )
+    seconds = seconds_of(body.timeout_ms, service.settings.timeout_ms)
+    said = await while_connected(request, service.engine.call(answer, seconds))
     return stamped(request, start, said, experiment=None)
