@@ -92,7 +92,7 @@ class Page:
         """What a line of JavaScript gives; one look, so nothing changes while it is taken."""
         return self.driver.execute_script(f"return {text}", *values)
 
-    def until(self, holds, seconds=60):
+    def until(self, holds, seconds=120):
         """What `holds` gives once it is true."""
         end = time.monotonic() + seconds
         while not (found := holds()):

@@ -3,7 +3,7 @@
 Rows in the order of their IDs, so the items under a prefix lie side by side: a prefix is found by
 binary search, whatever the size of the catalogue. Deleted items are on no shelf.
 
-Source:   names of prefixes are those of `tokenizers.tree` (arXiv:2203.05794).
+Source:   our choice; prefixes are named as in `tokenizers.tree`.
 Differs:  names come from the titles of a prefix's `NAMED_ITEMS` most bought items alone, so that a
           look costs the same in any catalogue.
 Cost:     O(N log N) once a catalogue; a prefix O(log N) plus its items; words O(N).
