@@ -133,7 +133,7 @@ def listening(bundles, tmp_path):
             )
         finally:
             running.should_exit = True
-            thread.join(20)
+            thread.join(120)
             socket_.close()
             assert not thread.is_alive()
 
@@ -233,7 +233,7 @@ class Process:
     def end(self, how=signal.SIGTERM):
         """Signal the process, and wait until it is gone: its exit code."""
         self.process.send_signal(how)
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         self.process.stderr.close()
         return code
 

@@ -5,38 +5,36 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
-
-BATCH_SECONDS = 0.3
 
 
 def test_more_than_can_be_answered_is_refused_at_once_and_leaves_nothing_behind(listening, bundles):
-    """4 requests a batch of 0.3 s are 13 a second; 100 senders, soon back, are far more."""
+    """30 senders, soon back; the model stands still until 40 requests were refused."""
     body = json.dumps({"history": bundles.history, "k": 3}).encode()
     head = (
         b"POST /v1/recommend HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n" % len(body)
     )
-    accepted, refused, depths = [], [], []
+    accepted, refused, depths, enough_refused = [], [], [], threading.Event()
 
     async def send(address, enough):
         reader, writer = await asyncio.open_connection(*address)
         while len(accepted) < enough:
-            start = time.perf_counter()
             writer.write(head + body)
             header = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = int(header.split(b"content-length: ")[1].split(b"\r\n")[0])
             answer = json.loads(await reader.readexactly(length))
             if header.startswith(b"http/1.1 200"):
-                accepted.append((time.perf_counter() - start, answer["degraded"]))
+                accepted.append(answer["degraded"])
             else:
                 assert header.startswith(b"http/1.1 429") and b"retry-after: 1" in header
                 refused.append(answer["code"])
+                if len(refused) == 40:
+                    enough_refused.set()
                 await asyncio.sleep(0.05)
         writer.close()
 
     async def flood(server):
-        await asyncio.gather(*(send(server.address, 20) for _ in range(100)))
+        await asyncio.gather(*(send(server.address, 20) for _ in range(30)))
 
     with listening(max_queue=8, max_batch=4, timeout_ms=20_000) as server:
         engine = server.service.engine
@@ -44,18 +42,15 @@ def test_more_than_can_be_answered_is_refused_at_once_and_leaves_nothing_behind(
 
         def slow(batch):
             depths.append(engine.depth)
-            time.sleep(BATCH_SECONDS)
+            assert enough_refused.wait(60)
             answer(batch)
 
         engine._answer = slow
         asyncio.run(flood(server))
-        assert set(refused) == {"overloaded"} and len(refused) > len(accepted) >= 20
+        assert set(refused) == {"overloaded"} and len(accepted) >= 20
         assert max(depths) <= 8
-        # what is accepted waits for the queue before it and no more: at most 3 batches
-        times = sorted(seconds for seconds, _ in accepted)
-        assert times[int(0.9 * len(times))] < 5
-        assert not any(degraded for _, degraded in accepted)
+        assert not any(accepted)
         engine._answer, count = answer, len(accepted)
         asyncio.run(asyncio.wait_for(send(server.address, count + 3), 20))
-        assert len(accepted) == count + 3 and not accepted[-1][1]
+        assert len(accepted) == count + 3 and not any(accepted)
         assert engine.depth == 0 and threading.active_count() <= threads + 2

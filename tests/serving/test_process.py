@@ -92,7 +92,7 @@ def test_kill_9_of_the_server_loses_nothing_acknowledged(server, bundles, tmp_pa
     senders = [threading.Thread(target=send, args=(n,)) for n in range(3)]
     for thread in senders:
         thread.start()
-    assert enough.wait(60)
+    assert enough.wait(120)
     running.end(signal.SIGKILL)
     for thread in senders:
         thread.join()
@@ -123,8 +123,11 @@ def test_kill_9_of_the_server_loses_nothing_acknowledged(server, bundles, tmp_pa
         (["--host", "0.0.0.0"], "API keys are needed"),
         (["--port", "70000"], "port must be in"),
         (["--keys", "missing.toml"], "not a readable TOML file"),
-        (["--store", "mysql://u:secret@h/db"], "driver MySQLdb"),
-        (["--store", "what://u:secret@h/db"], "no database URL"),
+        (["--store", "mysql://u:secret@h/db"], "must be sqlite or postgresql, got mysql"),
+        (["--store", "postgresql+pg8000://u:secret@h/db"], "sidrec[postgres]"),
+        (["--store", "postgresql://u:secret@127.0.0.1:1/db"], "cannot be opened"),
+        (["--store", "what://u:secret@h/db"], "must be sqlite or postgresql, got what"),
+        (["--store", "://secret"], "no database URL"),
     ],
 )
 def test_what_cannot_be_served_is_one_line_without_secrets(words, said, bundles, tmp_path, capfd):

@@ -4,7 +4,8 @@ The wall clock is read once, at the start of the process; from then on the time 
 added to it, as the kernel counts it, sleep of the machine included. So a jump of the wall clock
 changes no order of events, refuses none, and lets none grow old at once.
 
-Differs:  a server that starts on a wrong wall clock stays wrong until its next start.
+Differs:  a server that starts on a wrong wall clock stays wrong until its next start; so does one
+          that is resumed from a snapshot of its machine.
 """
 
 from __future__ import annotations

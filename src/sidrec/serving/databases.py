@@ -115,18 +115,19 @@ def require_backend(url: str) -> None:
     """ConfigError where the URL is none, or none of a database that we write to."""
     try:
         parsed = sa.make_url(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ConfigError(
+                f"the store must be sqlite or postgresql, got {parsed.get_backend_name()}; see "
+                "--store"
+            )
         parsed.get_dialect().import_dbapi()
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
         raise ConfigError("the store is no file and no database URL; see --store") from error
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError(
-            f"the store needs the driver {error.name}, which is not installed; for PostgreSQL: "
+            f"the store needs a driver that cannot be loaded ({error}); for PostgreSQL: "
             "pip install 'sidrec[postgres]'"
         ) from error
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigError(
-            f"the store must be sqlite or postgresql, got {parsed.get_backend_name()}; see --store"
-        )
 
 
 def shown(engine: sa.Engine) -> str:
