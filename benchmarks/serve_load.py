@@ -46,7 +46,7 @@ class Server:
     def end(self, how: int = signal.SIGTERM) -> int:
         """Signal the process and wait for it: its exit code."""
         self.process.send_signal(how)
-        return self.process.wait(60)
+        return self.process.wait(600)
 
     def rss_bytes(self) -> int:
         """Memory that the process holds."""
