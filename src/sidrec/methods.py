@@ -65,6 +65,7 @@ METHODS: dict[str, dict[str, str]] = {
     "searchers": {
         "bm25": "sidrec.retrieval.search.bm25:Bm25",
         "dual_tower": "sidrec.retrieval.search.dual_tower:DualTower",
+        "generative": "sidrec.retrieval.search.generative:Generative",
     },
     "retrievers": {
         "mixture": "sidrec.retrieval.mixture:Mixture",

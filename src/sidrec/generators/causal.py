@@ -164,7 +164,7 @@ class Causal(nn.Module):
         self.register_buffer("symbols_NL", torch.from_numpy(symbols_NL), persistent=False)
         self.inputs = ItemInputs(vectors_ND)
         self.project = nn.Linear(vectors_ND.shape[1], width, bias=False)
-        nn.init.normal_(self.project.weight, std=vectors_ND.shape[1] ** -0.5)
+        self.start_projection(self.project.weight)
         self.items = nn.Embedding(len(ids), width) if config.item_embedding else None
         if self.items is not None:
             nn.init.normal_(self.items.weight, std=0.02)
@@ -213,6 +213,11 @@ class Causal(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             return cls(context.semantic_ids, context.vectors.vectors, config)
+
+    @staticmethod
+    def start_projection(weight_DF: Tensor) -> None:
+        """Fill what vectors are projected by; code tables start from it."""
+        nn.init.normal_(weight_DF, std=weight_DF.shape[1] ** -0.5)
 
     @classmethod
     def part_starts(cls, config: Any, num_levels: int) -> tuple[int, ...]:

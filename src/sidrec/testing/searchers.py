@@ -78,7 +78,8 @@ def check_a_query_does_not_depend_on_the_others_of_its_batch(
 ) -> None:
     searcher = fitted(searcher_class, config)
     alone = torch.cat([all_scores(searcher, (text,)) for text in ASKED])
-    torch.testing.assert_close(alone, all_scores(searcher))
+    together = all_scores(searcher)  # doubles, of models that may compute in floats
+    torch.testing.assert_close(alone.float(), together.float())
 
 
 def check_same_seed_gives_the_same_searcher(searcher_class: Any, config: Any) -> None:

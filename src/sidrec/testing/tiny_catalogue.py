@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
     "num_iters": 5,
     "epochs": 2,
     "num_steps": 30,
+    "judged_steps": 10,
     "device": "cpu",
 }
 """Values for config fields of these names, wherever a config has them."""
