@@ -206,7 +206,11 @@ class Retriever(Protocol):
 
 
 class Searcher(Protocol):
-    """Queries to items. Plain methods with `arrays` and `state`, as `fitted.Fitted` saves them."""
+    """Queries to items. Plain methods with `arrays` and `state`, as `fitted.Fitted` saves them.
+
+    One that can write the semantic IDs of the bundle has `takes_ids` true: `fit` and `with_items`
+    then take `ids` too, the IDs of all these items, or None where there is no bundle.
+    """
 
     config_class: ClassVar[type]
 

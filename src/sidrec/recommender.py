@@ -422,7 +422,7 @@ class Recommender:
             ids=all_ids,
             generator=grown(self.generator),
             scorers={name: grown(fitted) for name, fitted in self.scorers.items()},
-            search_part=self.search_part and self.search_part.with_items(items),
+            search_part=self.search_part and self.search_part.with_items(items, all_ids),
             ids_parent=self.ids_version,
             content_hash=None,
             index_override=self.index.insert(new_rows, ids.codes),

@@ -1,8 +1,7 @@
 """The search part of a bundle: fitted searchers over its catalogue, and how they are fused.
 
 `fit_search` makes one, `Recommender.with_search` puts it beside the rest of a bundle,
-`Recommender.search` asks it. A generator of semantic IDs that reads queries would be one more
-searcher: a row of `methods.py` with the `Searcher` contract.
+`Recommender.search` asks it. A searcher is a row of `methods.py` with the `Searcher` contract.
 
 Shapes:   B queries, N items, K returned items.
 """
@@ -31,7 +30,7 @@ from sidrec.retrieval.search.understanding.understanding import (
     QueryUnderstanding,
     UnderstandingConfig,
 )
-from sidrec.types import Bools, Candidates, Items
+from sidrec.types import Bools, Candidates, Items, SemanticIds
 
 SEARCHERS = Stage("searchers")
 HYBRID = "hybrid"
@@ -119,10 +118,14 @@ class SearchPart:
             return ask(values, texts, k, keep_N)
         return understood_search(self.understanding, values, ask, texts, k, keep_N)
 
-    def with_items(self, items: Items) -> Self:
-        """The same over a catalogue whose first items are the present ones."""
+    def with_items(self, items: Items, ids: SemanticIds | None = None) -> Self:
+        """The same over a catalogue whose first items are the present ones; `ids` are those of the
+        bundle, for searchers that write them.
+        """
         grown = {
-            name: replace(fitted, value=fitted.value.with_items(items))
+            name: replace(
+                fitted, value=fitted.value.with_items(items, **with_ids(fitted.value, ids))
+            )
             for name, fitted in self.searchers.items()
         }
         read = self.understanding and self.understanding.with_items(items)
@@ -155,9 +158,11 @@ def fit_search(
     settings: SearchConfig | None = None,
     queries: SearchData | None = None,
     *,
+    ids: SemanticIds | None = None,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> SearchPart:
-    """A search part over `items`, learnt from judged queries where there are any.
+    """A search part over `items`, learnt from judged queries where there are any; `ids` are the
+    bundle's semantic IDs of these items, for searchers that write them.
 
     A share of the queries is kept from the searchers and chooses the fusion alone; with fewer than
     `LEAST_TO_TUNE` judged queries all of them teach, and the fusion is that of equal shares.
@@ -178,7 +183,8 @@ def fit_search(
         if on_event is not None:
             on_event({"stage": chosen.name, "message": f"fit over {len(items)} items"})
         own = config.with_seed(chosen.config, settings.seed)
-        value = methods.resolve("searchers", chosen.name).fit(items, own, teaching)
+        method_class = methods.resolve("searchers", chosen.name)
+        value = method_class.fit(items, own, teaching, **with_ids(method_class, ids))
         fitted[chosen.name] = Fitted(stage="searchers", name=chosen.name, config=own, value=value)
     hybrid, tuned_on = None, 0
     if several:
@@ -201,3 +207,8 @@ def fit_search(
         history_weight=settings.history_weight,
         tuned_on=tuned_on,
     )
+
+
+def with_ids(searcher: Any, ids: SemanticIds | None) -> dict[str, Any]:
+    """The argument `ids`, for a searcher that takes it."""
+    return {"ids": ids} if getattr(searcher, "takes_ids", False) else {}

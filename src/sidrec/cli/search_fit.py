@@ -58,7 +58,9 @@ def command(
         for text in queries.notes:
             output.note(text)
     with output.progress() as on_event:
-        part = fit_search(recommender.items, settings, queries, on_event=on_event)
+        part = fit_search(
+            recommender.items, settings, queries, ids=recommender.ids, on_event=on_event
+        )
     place = write_to or place
     recommender.with_search(part).save(place)
     fused = part.hybrid

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -240,7 +240,7 @@ class Generative:
     def indexed(self, items: Items) -> Self:
         """The same after `num_steps` on item texts and made queries."""
         config = self.config
-        return self._trained(self.lessons_of(items), config.num_steps, config.learning_rate)
+        return self.trained(self.lessons_of(items), config.num_steps, config.learning_rate)
 
     def taught(self, items: Items, queries: SearchData) -> Self:
         """The same after `judged_steps` on judged queries, beside what `indexed` learns from."""
@@ -249,7 +249,7 @@ class Generative:
         if not len(judged):
             return self
         kinds = [judged, *self.lessons_of(items)]
-        return self._trained(kinds, self.config.judged_steps, self.config.learning_rate / 2)
+        return self.trained(kinds, self.config.judged_steps, self.config.learning_rate / 2)
 
     def aligned(self, queries: SearchData, settings: SearchAlignConfig, **options: Any) -> Self:
         """The same after alignment; `options` are those of `preferring.align`."""
@@ -269,7 +269,17 @@ class Generative:
         )
         return replace(self, decoder=decoder)
 
-    def _trained(self, kinds: Sequence[Lessons], num_steps: int, rate: float) -> Self:
+    def trained(
+        self,
+        kinds: Sequence[Lessons],
+        num_steps: int,
+        rate: float,
+        validate: Callable[[QueryDecoder], float] | None = None,
+        validate_every: int = 10,
+    ) -> Self:
+        """The same after so many steps on lessons. With `validate`, higher is better, the best
+        weights stay, those of the start among them.
+        """
         if not num_steps or not kinds:
             return self
         decoder = copy.deepcopy(self.decoder)
@@ -279,10 +289,12 @@ class Generative:
             learning_rate=rate,
             weight_decay=0.01,
             warmup_steps=max(1, num_steps // 20),
+            patience=0,
+            validate_every_epochs=validate_every / num_steps,
             seed=self.config.seed,
         )
         batches = LessonBatches(tuple(kinds), num_steps, self.config.batch_size)
-        train(decoder, batches, settings, validate=None)
+        train(decoder, batches, settings, validate=validate, validate_first=True)
         return replace(self, decoder=decoder.cpu().eval())
 
     # ---------------------------------------------------------------- asking
@@ -382,18 +394,16 @@ class Generative:
         sums_BG.index_add_(1, self.groups_N, odds_BN)
         return (odds_BN / sums_BG[:, self.groups_N]).clamp_min(1e-300).log().float()
 
-    def invalid_share(self, texts: Sequence[str], k: int = 10) -> float:
-        """Share of the first k IDs of a free beam, in [0, 1], that no item holds.
+    def invalid_shares(self, texts: Sequence[str], k: int = 10) -> Floats:
+        """(B,) share of the first k IDs of a free beam, in [0, 1], that no item holds.
 
-        What the decoder would invent if nothing held it to the catalogue; answers never are.
+        What the decoder would invent if nothing held it to the catalogue; answers never are. With
+        `node_vectors` it reads which IDs exist, so that it hardly does.
         """
-        free = unconstrained_search(
-            self.decoder,
-            self.known(texts).batch(),  # type: ignore[arg-type]
-            self.index,
-            beam_width=max(self.config.beam_width, k),
-        )
-        return free.invalid_share(k)
+        batch: Any = self.known(texts).batch()
+        width = max(self.config.beam_width, k)
+        free = unconstrained_search(self.decoder, batch, self.index, beam_width=width)
+        return 1 - free.valid_BK[:, :k].float().mean(1).numpy()
 
     # ---------------------------------------------------------------- changing and saving
 
