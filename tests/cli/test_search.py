@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from sidrec import cli
+from sidrec.recommender import load
 
 pytest.importorskip("bm25s")
 RECIPE = """
@@ -157,6 +158,42 @@ def test_every_judged_query_is_written_worst_first(sidrec, searching, titles, tm
     ):
         code, _, err = sidrec(*words)
         assert code == 2 and expected in err
+
+
+COLUMNS = ["session_id", "query", "item_id", "clicked", "position"]
+GENERATIVE = """
+[[searchers]]
+name = "generative"
+ids = "bundle"
+made_per_item = 1
+num_steps = 5
+judged_steps = 5
+batch_size = 8
+align = { num_steps = 4, objective = { name = "rad_dpo", window = 4 } }
+decoder = { width = 16, num_heads = 2, depth_hidden = 16 }
+"""
+
+
+def test_clicks_teach_and_align_a_searcher_that_writes_the_ids_of_the_bundle(
+    sidrec, tiny, titles, tmp_path
+):
+    bundle, recipe = tmp_path / "generative", tmp_path / "generative.toml"
+    recipe.write_text(GENERATIVE)
+    rows = [(s, titles["title"][s], titles["item_id"][s + p], p == 2, p) for s in range(4)
+            for p in range(3)]  # fmt: skip
+    shown = pl.DataFrame(rows, schema=COLUMNS, orient="row")
+    shown.write_parquet(tmp_path / "shown.parquet")
+    fit = ("search-fit", tiny.run_dir, recipe, "--sessions", tmp_path / "shown.parquet")
+    code, out, err = sidrec(*fit, "--output", bundle)
+    assert code == 0, err
+    code, out, _ = sidrec("search", bundle, titles["title"][3], "--k", 5, "--json")
+    found = json.loads(out)
+    ids = load(tiny.run.bundle, device="cpu").ids
+    assert code == 0 and len(found) == 5 and {row["source"] for row in found} == {"generative"}
+    searcher = load(bundle, device="cpu").search_part.searchers["generative"].value
+    assert (searcher.ids.codes == ids.codes).all()
+    code, _, err = sidrec(*fit, "--data", tmp_path)
+    assert code == 2 and "give one of them" in err
 
 
 def test_mistakes_are_one_line_each(sidrec, tiny, tmp_path):

@@ -20,6 +20,14 @@ def command(
         Path | None,
         typer.Option("--data", help="Judged queries: a folder in the layout of ESCI, WANDS, BEIR."),
     ] = None,
+    sessions: Annotated[
+        Path | None,
+        typer.Option(
+            "--sessions",
+            help="Shown lists instead: a file with session_id, query, item_id, clicked, position. "
+            "Clicks are answers, items passed by are none.",
+        ),
+    ] = None,
     write_to: Annotated[
         Path | None, typer.Option("--output", help="The new bundle.  [default: the same place]")
     ] = None,
@@ -36,7 +44,7 @@ def command(
     more often. Without --data the searchers learn from queries made of item texts.
     """
     from sidrec import artifact, config
-    from sidrec.data.search import read_search
+    from sidrec.data.search import SearchData, read_search, read_sessions
     from sidrec.recommender import load
     from sidrec.search_part import SearchConfig, fit_search, load_search_config
 
@@ -49,14 +57,20 @@ def command(
         return
     if on_error not in ("raise", "skip"):
         raise ConfigError(f"--on-error must be raise or skip, got {on_error!r}")
+    if folder is not None and sessions is not None:
+        raise ConfigError("--data and --sessions both bring queries; give one of them")
     settings = SearchConfig() if recipe is None else load_search_config(recipe)
     place = options.bundle_path(bundle)
     recommender = load(place, device="cpu")
     queries = None
     if folder is not None:
         queries = read_search(folder, recommender.items, on_error=on_error)
-        for text in queries.notes:
-            output.note(text)
+    if sessions is not None:
+        shown = read_sessions(sessions, recommender.items, on_error=on_error)
+        judged = shown.judgements()
+        queries = SearchData(sessions.stem, recommender.items, shown.queries, judged, shown.notes)
+    for text in () if queries is None else queries.notes:
+        output.note(text)
     with output.progress() as on_event:
         part = fit_search(
             recommender.items, settings, queries, ids=recommender.ids, on_event=on_event
