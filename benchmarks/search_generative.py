@@ -148,7 +148,7 @@ def esci(arguments: argparse.Namespace, columns: Columns) -> dict[str, dict[str,
             bases.append(replace(start, decoder=copy.deepcopy(start.decoder)))
             bases[-1].decoder.load_state_dict(torch.load(kept, weights_only=True))
         else:
-            rate = start.config.learning_rate / 2
+            rate = start.config.learning_rate
             bases.append(bases[-1].trained(lessons, arguments.steps, rate))
             torch.save(bases[-1].decoder.state_dict(), kept)
     bm25 = Bm25.fit(data.items, Bm25Config())
@@ -170,6 +170,10 @@ def esci(arguments: argparse.Namespace, columns: Columns) -> dict[str, dict[str,
     aligned = [name for name in arguments.rows if name != "sft"]
     pairs += [(f"generative_{name}", "generative_sft") for name in aligned]
     figures = differences(columns, pairs)
+    others = ("esci.bm25.", "esci.dense_sci.", "esci.hybrid.")  # figures of `search.py`
+    left_out = tuple(f"esci.generative_{name}." for name in ALIGNED if name not in arguments.rows)
+    for key in [key for key in columns if key.startswith(others + left_out)]:
+        del columns[key]
     p50 = float(np.percentile(milliseconds, 50))
     figures["esci.generative.p50"] = {"value": round(p50, 3), "unit": "ms", "n": len(milliseconds)}
     return figures
@@ -243,7 +247,7 @@ def taught(
     """The base after judged queries, the best of validation."""
     known = base.known(fold.teach.queries.texts)
     judged = QueryLessons.judged(known, fold.teach.judgements, base.config.least_grade)
-    rate = base.config.learning_rate / 2
+    rate = base.config.learning_rate
     return base.trained([judged, *lessons], arguments.judged_steps, rate, valid_of)
 
 
@@ -342,7 +346,7 @@ def ids(arguments: argparse.Namespace, columns: Columns) -> dict[str, dict[str, 
             start = Generative.untaught(items, own, text, items_NF, ids=made)
             lessons = lessons or start.lessons_of(items)
             steps = arguments.steps * (3 if kind else 2)
-            found = start.trained(lessons, steps, own.learning_rate * (3 if kind else 1))
+            found = start.trained(lessons, steps, own.learning_rate * (6 if kind else 2))
             key = f"search_ids.{name}{kind}"
             lists = listed(found, part)
             values = per_query_values(lists, part.judgements)

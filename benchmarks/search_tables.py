@@ -78,3 +78,66 @@ def scale_table(figures: Figures) -> str:
         + f"\nPeak memory of the process: {memory}.\n"
         + sources(used)
     )
+
+
+GENERATIVE = {
+    "generative_untaught": "before any lesson: cosines of text vectors, level by level",
+    "generative_indexed": "+ made queries and item texts",
+    "generative": "+ judged queries, all their answers",
+    "generative_sft": "+ as many steps of likelihood alone",
+    "generative_dpo": "+ `dpo`",
+    "generative_simpo": "+ `simpo`",
+    "generative_s_dpo": "+ `s_dpo`",
+    "generative_rad_dpo": "+ `rad_dpo`",
+    "generative_rad_dpo_no_tlgd": "`rad_dpo` without TLGD",
+    "generative_rad_dpo_no_rdrw": "`rad_dpo` without RDRW",
+    "generative_rad_dpo_no_mlgc": "`rad_dpo`, likelihood of one answer alone",
+    "hybrid_generative": "bm25, dense_sci and `generative`, fused",
+    "cosine_minilm": "MiniLM vectors, cosine",
+    "generative_minilm_untaught": "MiniLM vectors, decoder before any lesson",
+    "generative_minilm": "MiniLM vectors, decoder after judged queries",
+}
+BUCKETS = ("head", "torso", "tail")
+
+
+def generative_table(figures: Figures, data: str) -> str:
+    """Decoders × graded metrics, what a free beam invents, and the step from `generative`."""
+    metrics = ("ndcg@10", "recall@10", "recall@100", "mrr", "invalid_share")
+    rows, used = [], []
+    for system, meaning in GENERATIVE.items():
+        found = [figures.get(f"{data}.{system}.{metric}") for metric in metrics]
+        if not any(found):
+            continue
+        used += [figure for figure in found if figure]
+        moved = figures.get(f"{data}.{system}_minus_generative.ndcg@10")
+        cells = [accuracy_cell(figure, None) if figure else "–" for figure in found]
+        rows.append([f"`{system}`: {meaning}", *cells, signed(moved) if moved else "–"])
+    if not rows:
+        return MISSING + "\n"
+    header = ["system", *metrics[:-1], "invented, free beam", "ndcg@10 − `generative`"]
+    return markdown(header, rows) + "\n" + sources(used)
+
+
+def search_ids_table(figures: Figures) -> str:
+    """Kinds of IDs × length, collisions, recall by popularity, and what is invented."""
+    rows, used = [], []
+    for name in ("fixed_3", "sarq", "sarq_unweighted"):
+        key = f"search_ids.{name}"
+        if f"{key}.recall@10" not in figures:
+            continue
+        names = [f"{key}.{bucket}.recall@10" for bucket in BUCKETS]
+        names += [f"{key}_free.recall@10", f"{key}_free.invalid_share"]
+        used += [figures[found] for found in names]
+        plain = ["mean_length", "mean_length_by_events"]
+        plain += [f"{bucket}.collisions" for bucket in BUCKETS]
+        cells = [f"{figures[f'{key}.{found}']['value']:.3g}" for found in plain]
+        cells += [accuracy_cell(figures[found], None) for found in names]
+        cells += [f"{figures[f'{key}.tail.coverage@10']['value']:.3f}"]
+        rows.append([f"`{name}`", *cells])
+    if not rows:
+        return MISSING + "\n"
+    header = ["IDs", "codes", "codes an event"]
+    header += [f"shared IDs, {bucket}" for bucket in BUCKETS]
+    header += [f"R@10, {bucket}" for bucket in BUCKETS]
+    header += ["R@10, free decoder", "invented, free decoder", "tail coverage@10"]
+    return markdown(header, rows) + "\n" + sources(used)

@@ -27,7 +27,14 @@ from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, 
 from figures import read_figures
 from generator_tables import generator_table, s2gr_table
 from scaling_tables import scaling_table
-from search_tables import reading_table, scale_table, search_table, understanding_table
+from search_tables import (
+    generative_table,
+    reading_table,
+    scale_table,
+    search_ids_table,
+    search_table,
+    understanding_table,
+)
 from tokenizer_tables import cold_table, id_table, joint_table, stability_table, tokenizer_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -262,6 +269,8 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "query_understanding": understanding_table,
     "query_reading": reading_table,
     "search_scale": scale_table,
+    "search_generative": lambda figures: generative_table(figures, "esci"),
+    "search_ids": search_ids_table,
     "generators_sports": lambda figures: generator_table(figures, "amazon_sports"),
     "s2gr": lambda figures: s2gr_table(figures, "amazon_beauty"),
     "scaling_beauty": lambda figures: scaling_table(figures, "amazon_beauty"),

@@ -17,7 +17,7 @@ of which each step takes a few answers drawn in proportion to g: the same gradie
 Source:   queries to IDs, DSI (arXiv:2202.06991) and RAD-DPO's eq. 2 (arXiv:2602.23964); decoding as
           in `causal`.
 Differs:  from DSI no language model: a bag of words, with blocks of attention where `num_layers` is
-          above 0; eq. 2 has no gains and sums over all answers. Items have unit length here.
+          above 0; eq. 2 weighs all answers alike. Items have unit length here.
 Cost:     a step is one product of all N item vectors with the projection, and those of `Causal`.
 Shapes:   B queries, F width of text vectors, W words of a query, D width, A answers of a query,
           P drawn targets, N items.

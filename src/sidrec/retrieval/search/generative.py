@@ -112,14 +112,14 @@ class GenerativeConfig:
     """Longest made query, in words."""
     least_grade: int = 0
     """Judgements of at least this grade are answers, worth 2^grade − 1; 0 takes the best grade."""
-    num_steps: int = 400
+    num_steps: int = 150
     """Steps on made queries and item texts."""
-    judged_steps: int = 150
+    judged_steps: int = 60
     """Steps after these, on judged queries beside them."""
     batch_size: int = 64
     """Queries of a step of each kind."""
-    learning_rate: float = 1e-3
-    """Peak of the AdamW learning rate; judged queries are learnt at half of it."""
+    learning_rate: float = 5e-4
+    """Peak of the AdamW learning rate, in each of the two."""
     align: SearchAlignConfig | None = None
     """Alignment on judged non-matches at the end; none by default."""
     beam_width: int = 100
@@ -249,7 +249,7 @@ class Generative:
         if not len(judged):
             return self
         kinds = [judged, *self.lessons_of(items)]
-        return self.trained(kinds, self.config.judged_steps, self.config.learning_rate / 2)
+        return self.trained(kinds, self.config.judged_steps, self.config.learning_rate)
 
     def aligned(self, queries: SearchData, settings: SearchAlignConfig, **options: Any) -> Self:
         """The same after alignment; `options` are those of `preferring.align`."""
