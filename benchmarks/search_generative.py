@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--align-steps", type=int, default=40)
     parser.add_argument("--align-rate", type=float, default=3e-4)
     parser.add_argument("--rows", nargs="*", default=list(ALIGNED), choices=list(ALIGNED))
+    parser.add_argument("--towers", action="store_true", help="a third member of the hybrid")
     parser.add_argument("--folds", type=int, nargs="*", default=list(range(5)))
     parser.add_argument("--runs", type=Path, default=Path("runs/search_generative"))
     parser.add_argument("--seed", type=int, default=0)
@@ -163,9 +164,11 @@ def esci(arguments: argparse.Namespace, columns: Columns) -> dict[str, dict[str,
             milliseconds += times
             for key, values in found.items():
                 columns.setdefault(key, []).extend(values)
-    pairs = [("generative", "bm25"), ("generative", "dense_sci")]
-    pairs += [("generative", "generative_untaught"), ("hybrid_generative", "hybrid")]
-    pairs += [("hybrid_generative", "bm25")]
+    pairs = [("generative", "bm25"), ("generative", "generative_untaught")]
+    pairs += [("hybrid_two", "bm25")]
+    if arguments.towers:
+        pairs += [("generative", "dense_sci"), ("hybrid_generative", "hybrid")]
+        pairs += [("hybrid_generative", "bm25")]
     pairs += [(f"generative_{name}", "generative") for name in arguments.rows]
     aligned = [name for name in arguments.rows if name != "sft"]
     pairs += [(f"generative_{name}", "generative_sft") for name in aligned]
@@ -212,18 +215,18 @@ def measured(
         print(f"  {name}: valid {value:.4f}", flush=True)
     for name, searcher in rows.items():
         measure(columns, f"esci.{name}", searcher, fold.test)
-    tower = towers(start.text, start.vectors_NF, data, fold, arguments)
-    members = {"bm25": bm25, "dual_tower": tower}
-    for name, systems in (
-        ("hybrid", members),
-        ("hybrid_generative", members | {"generative": found}),
-    ):
+    hybrids: dict[str, dict[str, Any]] = {"hybrid_two": {"bm25": bm25, "generative": found}}
+    if arguments.towers:
+        tower = towers(start.text, start.vectors_NF, data, fold, arguments)
+        hybrids["hybrid"] = {"bm25": bm25, "dual_tower": tower}
+        hybrids["hybrid_generative"] = hybrids["hybrid"] | {"generative": found}
+        add(columns, "esci.dense_sci", listed(tower, fold.test), fold.test)
+    for name, systems in hybrids.items():
         hybrid = tune_search(systems, fold.valid).hybrid
         print(f"  {name}: {hybrid.rule} {hybrid.weights}", flush=True)
         lists = fuse_search(systems, hybrid, fold.test.queries.texts, 100).rows_BK
         add(columns, f"esci.{name}", lists, fold.test)
     add(columns, "esci.bm25", listed(bm25, fold.test), fold.test)
-    add(columns, "esci.dense_sci", listed(tower, fold.test), fold.test)
     return columns, milliseconds
 
 

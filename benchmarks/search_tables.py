@@ -92,6 +92,7 @@ GENERATIVE = {
     "generative_rad_dpo_no_tlgd": "`rad_dpo` without TLGD",
     "generative_rad_dpo_no_rdrw": "`rad_dpo` without RDRW",
     "generative_rad_dpo_no_mlgc": "`rad_dpo`, likelihood of one answer alone",
+    "hybrid_two": "bm25 and `generative`, fused",
     "hybrid_generative": "bm25, dense_sci and `generative`, fused",
     "cosine_minilm": "MiniLM vectors, cosine",
     "generative_minilm_untaught": "MiniLM vectors, decoder before any lesson",

@@ -26,6 +26,8 @@ Shapes:   B queries, F width of text vectors, W words of a query, D width, A ans
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -120,6 +122,7 @@ class QueryDecoder(Causal):
         self.sharpness = nn.Parameter(torch.full((1,), math.log(START_SHARPNESS)))
         self.num_targets = 2
         """Answers of each query that a step learns."""
+        self._kept_items: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, ids: SemanticIds, vectors_NF: Floats, config: CausalConfig, num_words: int) -> Self:
@@ -156,8 +159,26 @@ class QueryDecoder(Causal):
         x_BTD = x_BTD.index_put((rows_B, counts_B), whole_BD)
         return last_states(self.encoder(x_BTD), counts_B + 1)
 
+    @contextmanager
+    def items_frozen(self) -> Iterator[None]:
+        """Inside, items stay as they are, and no step multiplies all of their vectors."""
+        names = ("project.weight", "items.weight", "sharpness")
+        tables = [table for name, table in self.named_parameters() if name in names]
+        with torch.no_grad():
+            self._kept_items = (self.item_table(),)
+        for table in tables:
+            table.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self._kept_items = ()
+            for table in tables:
+                table.requires_grad_(True)
+
     def item_table(self) -> Tensor:
         """(N, D) rows of length e^s / √D; 0 for items without a vector or embedding."""
+        if self._kept_items:
+            return self._kept_items[0]
         table_ND = self.project(self.inputs.raw_ND)
         if self.items is not None:
             table_ND = table_ND + self.items.weight

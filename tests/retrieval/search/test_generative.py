@@ -179,6 +179,16 @@ def test_alignment_moves_positives_above_what_was_judged_no_match(found, judged,
     assert margin(found) == before  # the taught searcher stays as it was
 
 
+def test_alignment_moves_items_only_where_asked(found, judged):
+    for freeze_items in (True, False):
+        settings = SearchAlignConfig(num_steps=3, learning_rate=1e-2, freeze_items=freeze_items)
+        aligned = found.aligned(judged, settings).decoder
+        same = torch.equal(aligned.item_table(), found.decoder.item_table())
+        assert same == freeze_items
+        assert all(table.requires_grad for table in aligned.parameters())
+        assert not torch.equal(aligned.codes[0], found.decoder.codes[0])
+
+
 def test_alignment_keeps_the_best_weights_that_validation_saw(found, judged):
     seen: list[float] = []
 

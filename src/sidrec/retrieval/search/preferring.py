@@ -16,6 +16,7 @@ Shapes:   Q queries, R contexts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -61,6 +62,9 @@ class SearchAlignConfig:
     """Queries of a step."""
     learning_rate: float = 1e-4
     """Constant, after a tenth of the steps."""
+    freeze_items: bool = True
+    """Move queries and codes alone: few judged queries say little about all items, and a step
+    costs a tenth."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size"):
@@ -145,8 +149,10 @@ def align(
 
     With `validate`, higher is better, the best weights stay, those of the start among them.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(seed)
+        if config.freeze_items:
+            stack.enter_context(decoder.items_frozen())
         aligner = Aligner(
             Asked(decoder, queries.batch()),
             methods.resolve("objectives", config.objective.name)(
@@ -158,30 +164,30 @@ def align(
             rollouts=RolloutConfig(),
             renormalise=renormalise,
         )
-    batches = ContextBatches(preferences, 1, min(config.batch_size, len(preferences)))
-    epochs = max(1, round(config.num_steps / batches.num_batches))
+        batches = ContextBatches(preferences, 1, min(config.batch_size, len(preferences)))
+        epochs = max(1, round(config.num_steps / batches.num_batches))
 
-    def value(model: Any) -> float:
-        assert validate is not None
-        return validate(model.policy.decoder)
+        def value(model: Any) -> float:
+            assert validate is not None
+            return validate(model.policy.decoder)
 
-    result = train(
-        aligner,
-        batches,
-        TrainConfig(
-            epochs=epochs,
-            batch_positions=config.batch_size,
-            learning_rate=config.learning_rate,
-            warmup_steps=max(1, config.num_steps // 10),
-            schedule="constant",
-            precision="fp32",
-            patience=0,
-            validate_every_epochs=validate_every / batches.num_batches,
-            seed=seed,
-        ),
-        validate=None if validate is None else value,
-        validate_first=True,
-        device="cpu",
-    )
+        result = train(
+            aligner,
+            batches,
+            TrainConfig(
+                epochs=epochs,
+                batch_positions=config.batch_size,
+                learning_rate=config.learning_rate,
+                warmup_steps=max(1, config.num_steps // 10),
+                schedule="constant",
+                precision="fp32",
+                patience=0,
+                validate_every_epochs=validate_every / batches.num_batches,
+                seed=seed,
+            ),
+            validate=None if validate is None else value,
+            validate_first=True,
+            device="cpu",
+        )
     decoder.eval()
     return result
