@@ -1,10 +1,12 @@
 """Generative retrieval: ESCI with alignment, and kinds of IDs on queries made of Beauty's texts.
 
-    taskset -c 0 python benchmarks/search_generative.py --part esci [--write]
+    taskset -c 0 python benchmarks/search_generative.py --part unjudged [--write]
+    taskset -c 0 python benchmarks/search_generative.py --part esci [--towers] [--write]
     taskset -c 0 python benchmarks/search_generative.py --part minilm [--write]
     taskset -c 0 python benchmarks/search_generative.py --part ids [--write]
 
-esci: the folds of `search.py`. Of the four folds that are not asked, one (20 queries) chooses how
+unjudged: decoders that no judged query taught or chose, asked all 100 queries. esci: the folds of
+`search.py`. Of the four folds that are not asked, one (20 queries) chooses how
 long the decoder learns and the weights of the fusion, three teach. Everything before the judged
 queries is shared by all folds. `generative_sft` and the objectives all go on from `generative` for
 the same steps, on Exact and Substitute items as positives (best first) and Complement and
@@ -74,7 +76,7 @@ Columns = dict[str, list[float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("esci", "minilm", "ids"), default="esci")
+    parser.add_argument("--part", choices=("unjudged", "esci", "minilm", "ids"), default="esci")
     parser.add_argument("--steps", type=int, default=80, help="of each round before judged queries")
     parser.add_argument("--judged-steps", type=int, default=60)
     parser.add_argument("--align-steps", type=int, default=40)
@@ -89,7 +91,8 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.process_time()
     columns: Columns = {}
-    figures = {"esci": esci, "minilm": minilm, "ids": ids}[arguments.part](arguments, columns)
+    parts = {"unjudged": unjudged, "esci": esci, "minilm": minilm, "ids": ids}
+    figures = parts[arguments.part](arguments, columns)
     for key, values in columns.items():
         figures[key] = of(values)
     for key, figure in sorted(figures.items()):
@@ -139,19 +142,8 @@ def esci(arguments: argparse.Namespace, columns: Columns) -> dict[str, dict[str,
     """All folds; what was measured before, under `--runs`, is not measured again."""
     data = read_search(Path(os.environ["SIDREC_DATA"]) / "esci_us_sample")
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    text, items_NF = text_vectors(data.items)
-    start = Generative.untaught(data.items, settings_of(arguments), text, items_NF)
-    lessons = start.lessons_of(data.items)
-    bases = [start]
-    for number in range(2):
-        kept = arguments.runs / f"base{number}.pt"
-        if kept.exists():
-            bases.append(replace(start, decoder=copy.deepcopy(start.decoder)))
-            bases[-1].decoder.load_state_dict(torch.load(kept, weights_only=True))
-        else:
-            rate = start.config.learning_rate
-            bases.append(bases[-1].trained(lessons, arguments.steps, rate))
-            torch.save(bases[-1].decoder.state_dict(), kept)
+    bases = bases_of(arguments, data)
+    lessons = bases[0].lessons_of(data.items)
     bm25 = Bm25.fit(data.items, Bm25Config())
     milliseconds: list[float] = []
     for number, fold in enumerate(folds_of(data, arguments.seed)):
@@ -179,6 +171,49 @@ def esci(arguments: argparse.Namespace, columns: Columns) -> dict[str, dict[str,
         del columns[key]
     p50 = float(np.percentile(milliseconds, 50))
     figures["esci.generative.p50"] = {"value": round(p50, 3), "unit": "ms", "n": len(milliseconds)}
+    return figures
+
+
+def bases_of(arguments: argparse.Namespace, data: SearchData) -> list[Generative]:
+    """The decoder before any lesson, and after one and two rounds without judged queries."""
+    text, items_NF = text_vectors(data.items)
+    start = Generative.untaught(data.items, settings_of(arguments), text, items_NF)
+    bases = [start]
+    for number in range(2):
+        kept = arguments.runs / f"base{number}.pt"
+        if kept.exists():
+            bases.append(replace(start, decoder=copy.deepcopy(start.decoder)))
+            bases[-1].decoder.load_state_dict(torch.load(kept, weights_only=True))
+        else:
+            lessons, rate = start.lessons_of(data.items), start.config.learning_rate
+            bases.append(bases[-1].trained(lessons, arguments.steps, rate))
+            torch.save(bases[-1].decoder.state_dict(), kept)
+    return bases
+
+
+def unjudged(arguments: argparse.Namespace, columns: Columns) -> dict[str, dict[str, Any]]:
+    """Decoders that no judged query taught or chose: all 100 queries are asked."""
+    data = read_search(Path(os.environ["SIDREC_DATA"]) / "esci_us_sample")
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    bases = bases_of(arguments, data)
+    names = ("generative_untaught", "generative_made", "generative_made_longer")
+    for name, searcher in zip(names, bases, strict=True):
+        measure(columns, f"esci.{name}", searcher, data)
+    bm25 = Bm25.fit(data.items, Bm25Config())
+    add(columns, "esci.bm25", listed(bm25, data), data)
+    start = bases[0]
+    known = start.known(data.queries.texts)
+    cosines = torch.from_numpy(known.vectors_QF @ start.vectors_NF.T)
+    add(columns, "esci.lsa", cosines.topk(100, dim=1).indices.numpy(), data)
+    pairs = [(name, other) for name in names for other in ("lsa", "bm25")]
+    figures = differences(columns, [*pairs, (names[1], names[0]), (names[2], names[0])])
+    for key in [key for key in columns if key.startswith("esci.bm25.")]:
+        del columns[key]
+    times = asking_times(start, data.queries.texts[:21])
+    p50 = float(np.percentile(times, 50))
+    figures["esci.generative_untaught.p50"] = {
+        "value": round(p50, 3), "unit": "ms", "n": len(times),
+    }  # fmt: skip
     return figures
 
 

@@ -82,7 +82,9 @@ def scale_table(figures: Figures) -> str:
 
 GENERATIVE = {
     "generative_untaught": "before any lesson: cosines of text vectors, level by level",
-    "generative_indexed": "+ made queries and item texts",
+    "generative_made": "+ 80 steps on made queries and item texts",
+    "generative_made_longer": "+ 160 steps of the same",
+    "generative_indexed": "the best of these three by validation",
     "generative": "+ judged queries, all their answers",
     "generative_sft": "+ as many steps of likelihood alone",
     "generative_dpo": "+ `dpo`",
