@@ -58,6 +58,7 @@ METHODS: dict[str, dict[str, str]] = {
         "dense": "sidrec.scorers.dense:Dense",
         "lite": "sidrec.scorers.lite:Lite",
         "content_knn": "sidrec.scorers.content_knn:ContentKnn",
+        "unicorn": "sidrec.scorers.unicorn:Unicorn",
     },
     "understanding": {
         "catalogue": "sidrec.retrieval.search.understanding.understanding:QueryUnderstanding",
