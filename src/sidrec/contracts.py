@@ -78,7 +78,8 @@ class Generator(Protocol):
     representations before each code and after the last; without it, alignment asks `step`. One that
     is not to be searched by a beam offers `search` too; see `decoding.search`. One that
     thinks before each code has `thinks` true, `thought_clusters(batch, codes_BKL)` and `clusters`;
-    see `generators.thoughts`.
+    see `generators.thoughts`. One that answers queries has `asked(texts, batch) -> batch`, which
+    the search takes, and `words`; see `joint_search`.
     """
 
     config_class: ClassVar[type]
@@ -116,7 +117,11 @@ class Generator(Protocol):
 
 
 class Scorer(Protocol):
-    """Histories to a score of every item. Trainable ones are an `nn.Module` with `loss`."""
+    """Histories to a score of every item. Trainable ones are an `nn.Module` with `loss`.
+
+    One that also answers queries has `query_scores(texts, batch) -> (B, N)`, −inf where an item is
+    no answer; one that knows what goes with an item has `similar_scores(rows_B) -> (B, N)`.
+    """
 
     config_class: ClassVar[type]
     max_length: int

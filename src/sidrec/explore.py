@@ -29,19 +29,34 @@ if TYPE_CHECKING:
 
 MAX_GROUPS = 20
 """Groups of colliding items that a report lists."""
+KNOWS = "similar_scores"
+"""The method of a scorer that knows what goes with an item."""
 
 
-def similar(recommender: Recommender, item_id: str, k: int) -> pl.DataFrame:
-    """The k items with the nearest vectors, best first."""
+def similar(
+    recommender: Recommender, item_id: str, k: int, system: str | None = None
+) -> pl.DataFrame:
+    """The k items with the nearest vectors, or with the best scores of a system, best first."""
     items, vectors = recommender.items, recommender.vectors.vectors
     row = int(items.rows([item_id], where="similar")[0])
-    rows = nearest_items(vectors[row : row + 1], vectors, k + 1)[0]
-    rows = rows[rows != row][:k]
+    if system is None:
+        rows = nearest_items(vectors[row : row + 1], vectors, k + 1)[0]
+        rows = rows[rows != row][:k]
+        scores = cosines(vectors[rows], vectors[row])
+    else:
+        able = {n: s.value for n, s in recommender.scorers.items() if hasattr(s.value, KNOWS)}
+        if system not in able:
+            raise ConfigError(f"similar: no system {system!r} that knows; have {list(able)}")
+        asked_B = torch.tensor([row], device=recommender.device)
+        scores_N = able[system].similar_scores(asked_B)[0]
+        scores_N[row] = -torch.inf
+        best = scores_N.topk(min(k, len(items) - 1))
+        rows, scores = best.indices.cpu().numpy(), best.values.tolist()
     return pl.DataFrame(
         {
             "item_id": items.item_ids[rows].tolist(),
             "title": [recommender.titles[r] for r in rows],
-            "similarity": cosines(vectors[rows], vectors[row]),
+            "similarity": scores,
             "shared_codes": shared_codes(recommender.ids.codes, rows, row),
         }
     )

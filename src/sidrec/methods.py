@@ -50,6 +50,7 @@ METHODS: dict[str, dict[str, str]] = {
         "s2gr_tiger": "sidrec.generators.s2gr_tiger:S2grTiger",
         "liger": "sidrec.generators.liger:Liger",
         "cobra": "sidrec.generators.cobra:Cobra",
+        "joint": "sidrec.generators.joint:Joint",
     },
     "scorers": {
         "popularity": "sidrec.scorers.popularity:Popularity",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -24,11 +25,56 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from sidrec.embeddings.queries import WORD, QueryPairs
-from sidrec.types import PAD, Ints, Items
+from sidrec.embeddings.queries import WORD, QueryPairs, made_queries, read_queries
+from sidrec.errors import DataError
+from sidrec.types import PAD, HistoryBatch, Ints, Items
 
 MAX_WORDS = 32
 """Words of a text that are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuerySource:
+    """Where a model that learns from queries has them from."""
+
+    queries: str = ""
+    """File of (query, item) pairs to learn from: .parquet, .csv or .jsonl; empty makes queries."""
+    query_column: str = "query"
+    """Column of the query in that file."""
+    item_column: str = "item_id"
+    """Column of the item's id in that file."""
+    queries_per_item: int = 8
+    """Queries made of each item's texts where no file is given."""
+    query_words: int = 4
+    """Longest made query, in words."""
+
+    def pairs(self, items: Items, seed: int) -> QueryPairs:
+        """The pairs of query and item that training learns from."""
+        if self.queries:
+            columns = {"query_column": self.query_column, "item_column": self.item_column}
+            return read_queries(self.queries, items, **columns)
+        return made_queries(
+            items, per_item=self.queries_per_item, max_words=self.query_words, seed=seed
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AskedBatch(HistoryBatch):
+    """Histories, possibly empty, with the query that each person asks."""
+
+    words_BW: torch.Tensor | None = None
+    """Rows of known words, −1 after the last; None where nobody asks."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        moved = super().to(device)
+        words_BW = None if self.words_BW is None else self.words_BW.to(device)
+        return type(self)(moved.items_BT, moved.lengths_B, moved.targets_BT, words_BW)
+
+    def last(self, max_length: int) -> Self:
+        """The last `max_length` events of each row, with its query."""
+        cut = super().last(max_length)
+        return type(self)(cut.items_BT, cut.lengths_B, cut.targets_BT, self.words_BW)
 
 
 class QueryWords(nn.Module):
@@ -99,9 +145,14 @@ class Lessons(nn.Module):
 
     @classmethod
     def of(cls, pairs: QueryPairs, words: QueryWords) -> Self:
-        """The pairs of which at least one word is known."""
+        """The pairs of which at least one word is known. DataError where there is none."""
         words_MW = words.rows(pairs.texts).cpu()
         kept_M = (words_MW >= 0).any(1).numpy()
+        if not kept_M.any():
+            raise DataError(
+                f"none of the {len(pairs)} queries shares a word with the catalogue, so there is "
+                "no search to learn; bring queries, or set the weight of search to 0"
+            )
         return cls(words_MW[torch.from_numpy(kept_M)], pairs.rows_P[kept_M], words.num_items)
 
     def __len__(self) -> int:

@@ -347,11 +347,12 @@ class Recommender:
         fitted = self.scorers.get(system)
         return 1 if fitted is None else int(fitted.value.max_length)
 
-    def similar(self, item_id: str, k: int = 10) -> pl.DataFrame:
+    def similar(self, item_id: str, k: int = 10, *, system: str | None = None) -> pl.DataFrame:
         """The k items with the nearest vectors: item_id, title, similarity (cosine), and how many
-        leading codes they share.
+        leading codes they share. With `system`, a scorer that knows what goes with an item
+        (`unicorn`), its k best and its score as their similarity.
         """
-        return explore.similar(self, item_id, k)
+        return explore.similar(self, item_id, k, system)
 
     def explain(self, history: Sequence[str], item_id: str) -> dict[str, Any]:
         """Why this item after this history, as far as the generator can say; see `explore`."""

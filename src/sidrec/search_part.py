@@ -30,7 +30,7 @@ from sidrec.retrieval.search.understanding.understanding import (
     QueryUnderstanding,
     UnderstandingConfig,
 )
-from sidrec.types import Bools, Candidates, Items, SemanticIds
+from sidrec.types import Bools, Candidates, Ints, Items, SemanticIds
 
 SEARCHERS = Stage("searchers")
 HYBRID = "hybrid"
@@ -92,6 +92,18 @@ class SearchPart:
         """Names that `system` takes, the default first."""
         return [*([HYBRID] if self.hybrid else []), *self.searchers]
 
+    def value(self, system: str) -> Any:
+        """The searcher of that name, None for the fusion. ConfigError names those there are."""
+        if system not in self.systems:
+            raise ConfigError(f"no search system {system!r} in this bundle; have {self.systems}")
+        return self.searchers[system].value if system in self.searchers else None
+
+    def for_history(self, system: str, history: Ints) -> Self:
+        """The same with one searcher answering a person with this history."""
+        fitted = self.searchers[system]
+        own = replace(fitted, value=fitted.value.for_history(history))
+        return replace(self, searchers={**self.searchers, system: own})
+
     def find(
         self,
         texts: Sequence[str],
@@ -102,8 +114,7 @@ class SearchPart:
     ) -> Candidates:
         """The k best items (B, k) for cleaned queries; −1 where fewer answer."""
         name = self.systems[0] if system is None else system
-        if name not in self.systems:
-            raise ConfigError(f"no search system {name!r} in this bundle; have {self.systems}")
+        self.value(name)  # says where there is none of that name
         values = {member: fitted.value for member, fitted in self.searchers.items()}
         hybrid = self.hybrid if name == HYBRID else None
 

@@ -1,7 +1,8 @@
 """Ask a bundle by words: `Recommender.search`, and the lists that evaluation asks for.
 
 With a history, the pool that the search finds is also ranked by the recommender, and both orders
-are fused by reciprocal ranks: the history moves answers, it never adds an item that is none.
+are fused by reciprocal ranks: the history moves answers, it never adds an item that is none. A
+model of the bundle that answers queries itself (`joint_search`) reads the history with them.
 
 Shapes:   B queries, N items, P items of the pool, K returned items.
 """
@@ -9,6 +10,7 @@ Shapes:   B queries, N items, P items of the pool, K returned items.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +19,14 @@ import torch
 
 from sidrec.data.search.values import required_query
 from sidrec.errors import ConfigError, DataError
+from sidrec.joint_search import own_searchers
 from sidrec.retrieval.fusion import RULES, fused_scores
 from sidrec.retrieval.top_items import listed
+from sidrec.search_part import SearchPart
 from sidrec.types import PAD, Bools, Candidates, Histories, Ints
 
 if TYPE_CHECKING:
     from sidrec.recommender import Recommender
-    from sidrec.search_part import SearchPart
 
 PERSONAL_POOL = 100
 """Answers that a history may reorder, or k where that is more."""
@@ -55,7 +58,11 @@ def search(
     part = part_of(recommender)
     texts = [required_query(text) for text in queries]
     source = part.systems[0] if system is None else system
-    if history is not None and len(history) and part.history_weight:
+    reads_history = hasattr(part.value(source), "for_history")
+    if history is not None and len(history) and reads_history:
+        found = answers(part, texts, k, system=source, keep_N=keep_N, history=history)
+        source = f"{source} + history"
+    elif history is not None and len(history) and part.history_weight:
         found = personal(recommender, texts, history, k, system, keep_N)
         source = f"{source} + history"
     else:
@@ -73,13 +80,19 @@ def search(
 
 
 def part_of(recommender: Recommender) -> SearchPart:
-    """The search part. DataError where there is none, saying how to add one."""
-    if recommender.search_part is None:
-        raise DataError(
-            "this bundle has no search part; add one with `sidrec search-fit BUNDLE`, or with "
-            "recommender.with_search(sidrec.search_part.fit_search(recommender.items, …))"
-        )
-    return recommender.search_part
+    """The search part, with the models of the bundle that answer queries as further systems.
+
+    DataError where there is neither, saying how to add one.
+    """
+    own, part = own_searchers(recommender), recommender.search_part
+    if part is not None:
+        return replace(part, searchers={**part.searchers, **own})
+    if own:
+        return SearchPart(searchers=own, hybrid=None, history_weight=0.0)
+    raise DataError(
+        "this bundle has no search part; add one with `sidrec search-fit BUNDLE`, or with "
+        "recommender.with_search(sidrec.search_part.fit_search(recommender.items, …))"
+    )
 
 
 def answers(
@@ -89,8 +102,13 @@ def answers(
     *,
     system: str | None = None,
     keep_N: Bools | None = None,
+    history: Ints | None = None,
 ) -> Candidates:
-    """The k best items (B, k) of many queries, some at a time."""
+    """The k best items (B, k) of many queries, some at a time; a history only for a system that
+    reads one itself.
+    """
+    if history is not None and system is not None:
+        part = part.for_history(system, history)
     blocks = [
         part.find(texts[start : start + BLOCK_QUERIES], k, system=system, keep_N=keep_N)
         for start in range(0, len(texts), BLOCK_QUERIES)

@@ -5,6 +5,7 @@
     MRR      1 / place of the first relevant item in the list, 0 where it holds none
     judged@k share of the first k that anybody judged: the others count as grade 0, unjustly so
              where it is low
+    coherence@k, coherence_random@k   see `joint`; where an encoder is given
 
 A query without a relevant item has no nDCG, recall or MRR and is left out of their means; how many
 are, the figure's `n` tells. Relevant means exact, the best grade, unless the caller says otherwise.
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from sidrec.data.search.values import Judgements, SearchData
 from sidrec.errors import ConfigError, DataError
+from sidrec.evaluation.joint import Encoded
 from sidrec.evaluation.metrics import set_ndcg
 from sidrec.evaluation.report import figures_of
 from sidrec.evaluation.significance import RESAMPLES, Figure, PairedDifference, paired
@@ -141,11 +143,13 @@ def search_report(
     ndcg_ks: Sequence[int] = (10,),
     recall_ks: Sequence[int] = (10, 100),
     relevant_grade: int | None = None,
+    encoded: Encoded | None = None,
     resamples: int = RESAMPLES,
 ) -> SearchReport:
     """The report of the lists (Q, K) that a system gave for the queries of `data`, in their order.
 
-    Metrics that no query has a value of are left out. DataError where K is below a cut.
+    `encoded` adds how near answers are to their queries, by an encoder that found neither. Metrics
+    that no query has a value of are left out. DataError where K is below a cut.
     """
     deepest = max((*ndcg_ks, *recall_ks), default=1)
     if candidates.rows_BK.shape[1] < min(deepest, len(data.items)):
@@ -159,6 +163,10 @@ def search_report(
         recall_ks=recall_ks,
         relevant_grade=relevant_grade,
     )
+    if encoded is not None:
+        rows_QK, k = candidates.rows_BK, max(ndcg_ks, default=deepest)
+        per_query[f"coherence@{k}"] = encoded.coherence(rows_QK, k)
+        per_query[f"coherence_random@{k}"] = encoded.coherence_of_random(rows_QK, k)
     figures: dict[str, Figure] = {}
     for metric, values_Q in per_query.items():
         if (known_Q := np.isfinite(values_Q)).any():

@@ -233,6 +233,10 @@ class Causal(nn.Module):
 
     def states(self, batch: HistoryBatch, routings: list[Routing] | None = None) -> Tensor:
         """(B, T, D) one state a position; T is at most `max_length`. See `CausalTransformer`."""
+        return self.encoder(self.embedded(batch), routings)
+
+    def embedded(self, batch: HistoryBatch) -> Tensor:
+        """(B, T, D) what the encoder reads of each item."""
         rows_BT = batch.items_BT.clamp_min(0)
         x_BTD = self.project(self.inputs.vectors_ND[rows_BT])
         learnt_BTD = sum(
@@ -241,7 +245,7 @@ class Causal(nn.Module):
         )
         if self.items is not None:
             learnt_BTD = learnt_BTD + self.items(rows_BT)
-        return self.encoder(self.dropout(x_BTD + learnt_BTD * self.config.width**0.5), routings)
+        return self.dropout(x_BTD + learnt_BTD * self.config.width**0.5)
 
     def history_states(self, batch: HistoryBatch) -> Tensor:
         """(B, D) one state a history."""

@@ -39,10 +39,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sidrec.embeddings.queries import made_queries, read_queries
 from sidrec.errors import ConfigError, DataError
 from sidrec.item_inputs import ItemInputs
-from sidrec.query_words import Lessons, QueryWords
+from sidrec.query_words import Lessons, QuerySource, QueryWords
 from sidrec.transformer import (
     CausalTransformer,
     FastDropout,
@@ -61,7 +60,7 @@ REPEAT_RATE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnicornConfig:
+class UnicornConfig(QuerySource):
     """Settings of `Unicorn`."""
 
     width: int = 128
@@ -98,16 +97,6 @@ class UnicornConfig:
     """Weight of search rows; 0 leaves the task out."""
     impute_names: bool = True
     """Rows of similar items ask with the source's name; false leaves their query absent."""
-    queries: str = ""
-    """File of (query, item) pairs to learn from: .parquet, .csv or .jsonl; empty makes queries."""
-    query_column: str = "query"
-    """Column of the query in that file."""
-    item_column: str = "item_id"
-    """Column of the item's id in that file."""
-    queries_per_item: int = 8
-    """Queries made of each item's texts where no file is given."""
-    query_words: int = 4
-    """Longest made query, in words."""
     max_length: int = 50
     """Longest history read; older events are cut."""
     seed: int = 0
@@ -238,7 +227,7 @@ class Unicorn(nn.Module):
             with torch.no_grad():
                 model.words.start_from(model.project(model.inputs.vectors_ND) * config.width**0.5)
             if config.search_weight:
-                model.lessons = Lessons.of(queries_of(context.items, config), model.words)
+                model.lessons = Lessons.of(config.pairs(context.items, config.seed), model.words)
         return model
 
     # ------------------------------------------------------------------ items and contexts
@@ -384,11 +373,7 @@ class Unicorn(nn.Module):
                 seen = torch.cat([last_P[:, None], no_seen_PS[:, 1:]], dim=1)
                 own = (users_P, places_P, words_PW, targets_P, seen, last_P != targets_P)
             else:
-                if not self.lessons:
-                    raise DataError(
-                        "unicorn: no query shares a word with the catalogue; bring queries, or set "
-                        "search_weight = 0"
-                    )
+                assert self.lessons is not None  # built from events where search has a weight
                 others_P, words_PW = self.lessons.draw(num)
                 asked_PW = self.lessons.draw_for(targets_P)
                 words_PW = torch.where(half_P[:, None], asked_PW, words_PW)
@@ -481,16 +466,6 @@ class Unicorn(nn.Module):
         context = self.context(tasks_B, words_RW=words_BW, **given)
         scores_BN = self.all_scores(context, None if batch is None else distinct(batch))
         return scores_BN.masked_fill(~self.words.known(words_BW)[:, None], -torch.inf)
-
-
-def queries_of(items: Items, config: UnicornConfig) -> Any:
-    """The pairs of query and item that training learns from."""
-    if config.queries:
-        columns = {"query_column": config.query_column, "item_column": config.item_column}
-        return read_queries(config.queries, items, **columns)
-    return made_queries(
-        items, per_item=config.queries_per_item, max_words=config.query_words, seed=config.seed
-    )
 
 
 def prefix_rows(ids: SemanticIds, most: int) -> tuple[Ints, list[int]]:

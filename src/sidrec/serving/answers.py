@@ -13,6 +13,7 @@ import orjson
 
 from sidrec import searching
 from sidrec.errors import ConfigError, DataError
+from sidrec.joint_search import own_searchers
 from sidrec.recommender import POPULAR
 from sidrec.serving.engine import Found, Query, Rule
 from sidrec.serving.problems import Problem
@@ -262,7 +263,7 @@ def search_answer(
 ) -> dict[str, Any]:
     """The k best available answers to a query. Problem where the bundle has no search part."""
     recommender = snapshot.recommender
-    if recommender.search_part is None:
+    if recommender.search_part is None and not own_searchers(recommender):
         raise Problem(
             "search_not_in_bundle",
             f"the model {snapshot.name!r} has no search part",
