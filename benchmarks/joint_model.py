@@ -67,9 +67,9 @@ SCORERS: dict[str, Values] = {
     "recommend": {"similar_weight": 0.0, "search_weight": 0.0},
     "similar": {"recommend_weight": 0.0, "search_weight": 0.0},
     "search": {"recommend_weight": 0.0, "similar_weight": 0.0},
-    "no_names": {"impute_names": False},
+    "no_names": {"recommend_weight": 0.0, "search_weight": 0.0, "impute_names": False},
 }
-"""Changes of the joint scorer's config."""
+"""Changes of the joint scorer's config; `no_names` is `similar` with absent queries."""
 GENERATORS: dict[str, Values] = {
     "joint": {},
     "recommend": {"search_rows": 0.0},
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("scorer", "generator"), default="scorer")
     parser.add_argument("--systems", nargs="*", help="only these")
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--users", type=int, default=4000)
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
@@ -316,10 +316,9 @@ def scorer_figures(values: dict[str, Values], world: World) -> dict[str, Values]
         if "coherence" in kept:
             figures[f"joint.coherence.{name}"] = entry(kept["coherence"])
             figures["joint.coherence.random"] = entry(kept["coherence_random"])
-    joint, without = values["joint"], values["no_names"]
-    for task in ("recommend", "similar", "search"):
-        figures[f"joint.{task}.no_names.ndcg@10"] = entry(without[f"{task}.ndcg"])
-    figures["joint.similar.joint_minus_no_names.ndcg@10"] = minus(joint, without, "similar.ndcg")
+    joint, named, without = values["joint"], values["similar"], values["no_names"]
+    figures["joint.similar.separate_no_names.ndcg@10"] = entry(without["similar.ndcg"])
+    figures["joint.similar.names_minus_no_names.ndcg@10"] = minus(named, without, "similar.ndcg")
     figures["joint.coherence.joint"] = entry(joint["coherence"])
     figures["joint.coherence.separate"] = entry(values["search"]["coherence"])
     for task in ("recommend", "search"):

@@ -48,8 +48,9 @@ def similar(
         if system not in able:
             raise ConfigError(f"similar: no system {system!r} that knows; have {list(able)}")
         asked_B = torch.tensor([row], device=recommender.device)
-        scores_N = able[system].similar_scores(asked_B)[0]
-        scores_N[row] = -torch.inf
+        scores_N = able[system].similar_scores(asked_B)[0].clone()
+        with torch.inference_mode():
+            scores_N[row] = -torch.inf
         best = scores_N.topk(min(k, len(items) - 1))
         rows, scores = best.indices.cpu().numpy(), best.values.tolist()
     return pl.DataFrame(
