@@ -34,6 +34,8 @@ TRAINING: dict[str, TrainConfig] = {
     "sasrec": replace(SMALL_STEPS, epochs=12),
     "dense": replace(SMALL_STEPS, epochs=10),
     "lite": replace(SMALL_STEPS, epochs=10),
+    "unicorn": replace(SMALL_STEPS, epochs=10),
+    "joint": SMALL_STEPS,
     "tiger": TrainConfig(),
     "s2gr": SMALL_STEPS,
     "s2gr_tiger": TrainConfig(),
