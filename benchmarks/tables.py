@@ -26,6 +26,7 @@ from align_tables import (
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
 from figures import read_figures
 from generator_tables import generator_table, s2gr_table
+from joint_tables import CHECKS, ids_table, rows_table, tasks_table
 from scaling_tables import scaling_table
 from search_tables import (
     generative_table,
@@ -265,6 +266,11 @@ TABLES: dict[str, Callable[[Figures], str]] = {
         figures, "beauty_logged", PREFERENCE_ROWS, ("recall@10", "mrr", "invalid_share"), "sft"
     ),
     "judge": judge_table,
+    "joint_model": lambda figures: tasks_table(figures, "joint"),
+    "joint_checks": lambda figures: rows_table(figures, CHECKS),
+    "joint_generator": lambda figures: tasks_table(figures, "joint.generator"),
+    "joint_model_ids": ids_table,
+    "joint_shopdial": lambda figures: tasks_table(figures, "joint.shopdial"),
     "search_esci": lambda figures: search_table(figures, "esci"),
     "query_understanding": understanding_table,
     "query_reading": reading_table,

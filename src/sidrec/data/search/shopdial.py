@@ -2,9 +2,10 @@
 
 Its turns name products in running text, without ids, and tell which goal each turn serves. A turn
 of the assistant names a product where it holds two or more words in a row that stand in the name of
-exactly one product of the dialogue's domain. The first naming of each product in a dialogue, in a
-turn with the goal `search` or `recommendation`, is one request: the shopper's last words before it
-are its query, products named before it the history. What the shopper then took is not recorded.
+exactly one product of the dialogue's domain. The first naming of each product in a dialogue is one
+request: what the shopper said until then is its query, products named before it the history, and
+the task is that of the shopper's last turn that serves search or recommendation. What the shopper
+then took is not recorded.
 
 Source:  MG-ShopDial, Bernard and Balog, SIGIR 2023; the rule that finds products is ours.
 Cost:    one pass over the texts.
@@ -30,28 +31,10 @@ from sidrec.types import Ints, Items, as_ids
 WORD = re.compile(r"\w+")
 LEAST_WORDS = 2
 GOALS = {"search": "search", "recommendation": "recommend"}
-SMALL_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "by",
-        "for",
-        "from",
-        "in",
-        "is",
-        "it",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "this",
-        "to",
-        "with",
-        "you",
-    ]
-)
+SMALL_WORDS = frozenset({"a", "an", "and", "by", "for", "from", "in", "is", "it", "of", "on", "or",
+                         "that", "the", "this", "to", "with", "you"})  # fmt: skip
+MAX_QUERY_WORDS = 40
+"""The shopper's last words that a query holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +44,7 @@ class ShopRequest:
     dialogue: str
     task: Literal["search", "recommend"]
     query: str
-    """The shopper's last words; '' where there are none."""
+    """What the shopper said so far, the last `MAX_QUERY_WORDS` words; '' where nothing."""
     history: Ints
     """Catalogue rows named before, in their order."""
     target: int
@@ -129,17 +112,16 @@ def requests_of(
     """The first naming of every product, in the order of the turns."""
     own, requests = runs.get(dialogue["domain"], {}), []
     named: list[int] = []
-    asked = ""
+    said: list[str] = []
+    task: Any = "recommend"
     for turn in dialogue["turns"]:
         if turn["role"] == "seeker":
-            asked = clean_query(turn["text"])
+            said += clean_query(turn["text"]).split()
+            task = GOALS.get(turn["goal"], task)
             continue
-        new = dict.fromkeys(own[run] for run in runs_of(turn["text"]) if run in own)
-        fresh = [row for row in new if row not in named]
-        if turn["goal"] in GOALS:
-            for row in fresh:
-                history = np.array(named, dtype=np.int64)
-                task: Any = GOALS[turn["goal"]]
-                requests.append(ShopRequest(dialogue["dialogue_id"], task, asked, history, row))
-        named += fresh
+        found = dict.fromkeys(own[run] for run in runs_of(turn["text"]) if run in own)
+        for row in (row for row in found if row not in named):
+            query, history = " ".join(said[-MAX_QUERY_WORDS:]), np.array(named, dtype=np.int64)
+            requests.append(ShopRequest(dialogue["dialogue_id"], task, query, history, row))
+        named += [row for row in found if row not in named]
     return requests
