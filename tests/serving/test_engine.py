@@ -2,13 +2,16 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sidrec.serving import answers
 from sidrec.serving.engine import Engine
 from sidrec.serving.schemas import RecommendRequest
 from sidrec.serving.snapshot import Snapshot
+from sidrec.types import Histories
 
 WAIT_SECONDS = 30.0
 
@@ -77,6 +80,22 @@ def test_requests_of_one_batch_get_what_they_get_alone(snapshot, bundles, system
         scores = [[item.pop("score") for item in one["items"]] for one in (answer, alone)]
         assert answer == alone
         assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_new_items_are_merged_into_the_index_and_answers_stay_those_of_the_grown_one(snapshot):
+    new = [{"item_id": f"new-{i}", "attributes": {}, "available": True} for i in range(3)]
+    grown = snapshot.with_items(new).recommender
+    assert grown.index.tree.overlay is None
+    rows = np.arange(len(grown.items) - 3, len(grown.items))
+    insert = snapshot.recommender.index.insert(rows, grown.ids.codes[rows])
+    assert insert.tree.overlay is not None
+    histories = Histories.from_lists([[1, 2, 3], [int(rows[0]), 5]])
+    found, expected = (
+        one.candidates(histories, len(grown.items), system="generator")
+        for one in (grown, replace(grown, index_override=insert))
+    )
+    assert (found.rows_BK == expected.rows_BK).all()
+    assert found.scores_BK == pytest.approx(expected.scores_BK, abs=1e-5)
 
 
 def test_a_lone_request_is_not_kept_waiting_for_company(snapshot, bundles):
