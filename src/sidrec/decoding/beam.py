@@ -171,9 +171,10 @@ def search_ids(
     gone_LBX: Tensor | None = None
     scores_BW = torch.zeros(num_requests, 1, device=index.device)
     if excluded_BX is not None and step_children is not None:
-        gone_LBX = torch.sort(index.paths(excluded_BX), dim=2).values
+        paths_LBX: Tensor = index.paths(excluded_BX).sort(dim=2).values
+        gone_LBX = paths_LBX
         if excluded_BX.shape[1] >= index.num_items:
-            known_B = (gone_LBX[-1] != index.sinks[-1]).sum(1)
+            known_B = (paths_LBX[-1] != index.sinks[-1]).sum(1)
             scores_BW.masked_fill_((known_B == index.num_items)[:, None], ILLEGAL)
     elif excluded_BX is not None:
         closed, remaining_B = exhausted(index, excluded_BX)
