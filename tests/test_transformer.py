@@ -164,3 +164,13 @@ def test_a_place_put_after_a_remembered_sequence_is_the_next_place_of_the_whole(
             torch.testing.assert_close(
                 found_BWD[row, way], encoder(whole[None])[0, -1], rtol=1e-4, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("layers", [{"num_layers": 1}, {"num_layers": 3}, {"num_experts": 2}])
+def test_the_last_state_alone_is_that_of_the_whole_pass(layers):
+    encoder, x_BTD, lengths_B = make_encoder(**layers), torch.randn(4, 12, 16), [12, 1, 5, 0]
+    lengths_B = torch.tensor(lengths_B)
+    with torch.no_grad():
+        expected = last_states(encoder(x_BTD), lengths_B)
+        found = encoder.last(x_BTD, lengths_B)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

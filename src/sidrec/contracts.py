@@ -76,6 +76,8 @@ class Generator(Protocol):
     One that is to be aligned may offer `along(batch, symbols_BKL) -> (logits_L, states)`: L float32
     (B, K, V_l) logits of each level along given IDs, differentiable, and the (B, K, L + 1, D)
     representations before each code and after the last; without it, alignment asks `step`. One that
+    can score few continuations for less may offer `step_children(state, codes_BW, parents_BW,
+    children)`: as `step`, but the logits (B, P) of `decoding.children.Children` alone. One that
     is not to be searched by a beam offers `search` too; see `decoding.search`. One that
     thinks before each code has `thinks` true, `thought_clusters(batch, codes_BKL)` and `clusters`;
     see `generators.thoughts`. One that answers queries has `asked(texts, batch) -> batch`, which

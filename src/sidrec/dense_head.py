@@ -21,7 +21,7 @@ Shapes:   P states, D width of the space, N items, M negatives, V vector width, 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec.errors import ConfigError
+from sidrec.kept import Kept
 from sidrec.transformer import FastDropout, RepeatBias, full_softmax_loss
 from sidrec.types import Ints
 
@@ -69,7 +70,7 @@ class DenseHead(nn.Module):
         )
         self.repeat_bias = RepeatBias()
         self.register_buffer("rows_M", torch.arange(num_items), persistent=False)
-        self._kept: tuple[Any, Any] = (None, None)
+        self._kept: Kept[Tensor] = Kept()
 
     def contrast(self, train_counts_N: Ints) -> None:
         """Let the negatives be the items with training events; all items where none has any."""
@@ -91,16 +92,12 @@ class DenseHead(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; forgets the kept table, since fused optimisers leave no trace."""
-        self._kept = (None, None)
+        self._kept.forget()
         return super().train(mode)
 
     def table(self, vectors_ND: Tensor) -> Tensor:
         """(N, D) `items` of the whole catalogue without gradient; kept until something changes."""
-        key = [(t.data_ptr(), t._version) for t in (vectors_ND, *self.parameters())]
-        if self._kept[0] != key:
-            with torch.no_grad():
-                self._kept = key, self.items(vectors_ND)
-        return self._kept[1]
+        return self._kept.of((vectors_ND, *self.parameters()), lambda: self.items(vectors_ND))
 
     def loss(
         self, states_PD: Tensor, vectors_ND: Tensor, targets_P: Tensor, seen_PS: Tensor

@@ -116,16 +116,28 @@ class CausalBlock(nn.Module):
         seen = attention[..., :-1] @ memory[1] + attention[..., -1:] * v
         return self._feed_forward(x_BWD + self.out(seen.transpose(1, 2).reshape(x_BWD.shape)))
 
+    def last(self, x_BTD: Tensor, x_BD: Tensor, bias_BH1T: Tensor) -> Tensor:
+        """(B, D) what comes out at the one place of each sequence where `x_BD` came in."""
+        B, D = x_BD.shape
+        keys, values = self.remember(x_BTD)
+        q = F.linear(self.norm_attention(x_BD), self.qkv.weight[:D], self.qkv.bias[:D])
+        q_BH1C = q.view(B, self.num_heads, 1, -1) * (D // self.num_heads) ** -0.5
+        attention = (q_BH1C @ keys.transpose(-1, -2) + bias_BH1T).softmax(-1).to(values.dtype)
+        return self._feed_forward(x_BD + self.out((attention @ values).view(B, D)))
+
     def remember(self, x_BTD: Tensor) -> Memory:
         """Keys and values (B, H, T, C) of what comes into the block."""
-        _, keys, values = self._heads(self.norm_attention(x_BTD))
+        keys, values = self._heads(self.norm_attention(x_BTD), first=1)
         return keys, values
 
-    def _heads(self, x_BTD: Tensor) -> Tensor:
-        """(3, B, H, T, C) queries, keys and values."""
+    def _heads(self, x_BTD: Tensor, first: int = 0) -> Tensor:
+        """(3 − first, B, H, T, C) queries, keys and values, from the `first` of them on."""
         B, T, D = x_BTD.shape
-        heads = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
-        return heads.permute(2, 0, 3, 1, 4)
+        rows = slice(first * D, None)
+        heads = F.linear(x_BTD, self.qkv.weight[rows], self.qkv.bias[rows])
+        return heads.view(B, T, 3 - first, self.num_heads, D // self.num_heads).permute(
+            2, 0, 3, 1, 4
+        )
 
     def _attend(self, x_BTD: Tensor, bias_HTT: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
@@ -183,8 +195,21 @@ class CausalTransformer(nn.Module):
         distance = self.distance_TT[:T, :T]
         for bias_HT, block in zip(self.distance_bias, self.blocks, strict=True):
             memory.append(block.remember(x_BTD))  # type: ignore[operator]
-            x_BTD = block(x_BTD, bias_HT[:, distance] + self.future_TT[:T, :T])
+            if len(memory) < len(self.blocks):
+                x_BTD = block(x_BTD, bias_HT[:, distance] + self.future_TT[:T, :T])
         return memory
+
+    def last(self, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
+        """(B, D) `last_states` of `forward`; the last block computes no others. No dropout."""
+        T = x_BTD.shape[1]
+        distance = self.distance_TT[:T, :T]
+        blocks: list[Any] = list(self.blocks)
+        for bias_HT, block in zip(self.distance_bias, blocks[:-1], strict=False):
+            x_BTD = block(x_BTD, bias_HT[:, distance] + self.future_TT[:T, :T])
+        last_B = (lengths_B - 1).clamp_min(0)
+        seen_BHT = self.distance_bias[-1][:, distance[last_B]].transpose(0, 1)
+        bias_BH1T = (seen_BHT + self.future_TT[last_B, :T][:, None])[:, :, None]
+        return self.norm(blocks[-1].last(x_BTD, last_states(x_BTD, lengths_B), bias_BH1T))
 
     def extend(self, x_BWD: Tensor, memory: list[Memory], lengths_B: Tensor) -> Tensor:
         """(B, W, D) the state of place `lengths_B` of each sequence, for W inputs there.

@@ -201,7 +201,8 @@ class Histories:
     @classmethod
     def from_lists(cls, sequences: Sequence[Sequence[int] | Ints]) -> Histories:
         lengths = [len(s) for s in sequences]
-        flat = np.array([i for s in sequences for i in s], dtype=np.int64)
+        parts = [np.asarray(s, dtype=np.int64) for s in sequences]
+        flat = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
         return cls(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
     def __len__(self) -> int:

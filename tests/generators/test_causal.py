@@ -16,6 +16,7 @@ from sidrec.generators.causal import (
     symbols_of,
 )
 from sidrec.generators.code_tree import CodeTree
+from sidrec.transformer import last_states
 from sidrec.types import (
     CatalogueContext,
     Histories,
@@ -156,6 +157,19 @@ def test_served_tables_follow_the_weights():
         model.items.weight.add_(1.0)
     assert (model.served_tables()[0] - before).abs().max() > 0.5
     assert model.train().eval().served_tables()[0] is not before
+
+
+@torch.no_grad()
+def test_what_is_read_from_kept_tables_follows_every_weight_that_made_them():
+    model, batch = make_model(), HistoryBatch(torch.tensor([[0, 4, 2]]), torch.tensor([3]))
+    weights = [model.project.weight, model.items.weight, *model.codes, model.inputs.vectors_ND]
+    for weight in weights:
+        model.history_states(batch)
+        weight.mul_(1.5)
+        fresh = model.inputs_of(batch.items_BT)
+        torch.testing.assert_close(model.tokens(batch), fresh, rtol=0, atol=0)
+        expected = last_states(model.encoder(fresh), batch.lengths_B)
+        torch.testing.assert_close(model.history_states(batch), expected)
 
 
 @pytest.mark.parametrize("bias", [-2.0, 0.0, 1.5])

@@ -2,7 +2,8 @@
 
 The history is encoded once; then, level by level, the generator's logits of all live prefixes
 are confined to legal continuations and the best `beam_width` prefixes of each request survive.
-Levels where prefixes have few children look at those children only, others at a bit mask.
+Levels where prefixes have few children look at those children only, others at a bit mask; a
+generator with `step_children` is asked for the logits of children only (`decoding.children`).
 With `renormalise` (the default) each step is a softmax over legal continuations, so the
 probabilities of all items sum to 1. Without it, the softmax runs over all V codes and illegal ones
 are dropped afterwards (STATIC's rule): a score is then the model's own joint probability.
@@ -33,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sidrec.contracts import Generator
+from sidrec.decoding.children import Children, log_softmax
 from sidrec.decoding.prefix_index import DEAD, ILLEGAL, PrefixIndex
 from sidrec.decoding.rules import Exhausted, Rules, exhausted
 from sidrec.errors import ConfigError, DataError
@@ -166,9 +168,18 @@ def search_ids(
         raise ConfigError(f"beam_search: length_penalty must be at least 0, got {length_penalty}")
     num_requests = batch.num_requests
     index, excluded_BX = under(rules, index, num_requests)
+    listing = renormalise and index.tree.overlay is None
+    step_children = getattr(generator, "step_children", None) if listing else None
     closed: list[Exhausted | None] = [None] * index.num_levels
+    gone_LBX: Tensor | None = None
     scores_BW = torch.zeros(num_requests, 1, device=index.device)
-    if excluded_BX is not None:
+    if excluded_BX is not None and step_children is not None:
+        paths_LBX: Tensor = index.paths(excluded_BX).sort(dim=2).values
+        gone_LBX = paths_LBX
+        if excluded_BX.shape[1] >= index.num_items:
+            known_B = (paths_LBX[-1] != index.sinks[-1]).sum(1)
+            scores_BW.masked_fill_((known_B == index.num_items)[:, None], ILLEGAL)
+    elif excluded_BX is not None:
         closed, remaining_B = exhausted(index, excluded_BX)
         scores_BW.masked_fill_(remaining_B[:, None] == 0, ILLEGAL)
     elif not index.num_items:
@@ -177,16 +188,25 @@ def search_ids(
     nodes_BW, codes_BW, parents_BW = index.root(num_requests), None, None
     written_BW, norms_BW = torch.zeros_like(scores_BW), None
     for level in range(index.num_levels):
-        logits_BWV, state = generator.step(state, codes_BW, parents_BW)
         ended_BW = ended(index, level, codes_BW)
         if length_penalty:  # symbols of each beam, the one to be chosen included
             written_BW = written_BW if parents_BW is None else written_BW.gather(1, parents_BW)
             written_BW = written_BW + (1 if ended_BW is None else (~ended_BW).float())
             norms_BW = written_BW**length_penalty
-        scores_BW, parents_BW, codes_BW, nodes_BW = extend(
-            index, level, nodes_BW, logits_BWV, scores_BW, beam_width,
-            renormalise=renormalise, closed=closed[level], ended_BW=ended_BW, norms_BW=norms_BW,
-        )  # fmt: skip
+        if step_children is not None:
+            gone_BX = None if gone_LBX is None else gone_LBX[level]
+            children = Children.of(index, level, nodes_BW, gone_BX)
+            logits_BP, state = step_children(state, codes_BW, parents_BW, children)
+            scores_BW, parents_BW, codes_BW, nodes_BW = extend_listed(
+                children, logits_BP, scores_BW, beam_width, index.sinks[level + 1], norms_BW
+            )
+        else:
+            logits_BWV, state = generator.step(state, codes_BW, parents_BW)
+            scores_BW, parents_BW, codes_BW, nodes_BW = extend(
+                index, level, nodes_BW, logits_BWV, scores_BW, beam_width,
+                renormalise=renormalise, closed=closed[level], ended_BW=ended_BW,
+                norms_BW=norms_BW,
+            )  # fmt: skip
         if trace is not None:
             trace.append(
                 LevelTrace(logits_BWV, parents_BW, codes_BW, nodes_BW, scores_BW, scores_BW > DEAD)
@@ -218,7 +238,7 @@ def extend(
             index, level, nodes_BW, logits_BWV,
             renormalise=renormalise, closed=closed, ended_BW=ended_BW,
         )  # fmt: skip
-        scores, places = top(x_BWC, scores_BW, beam_width, norms_BW)
+        scores, places = top(*summed(x_BWC, scores_BW, norms_BW), beam_width)
         parents = places.div(x_BWC.shape[2], rounding_mode="floor")
         codes = torch.sub(places, parents, alpha=x_BWC.shape[2])
         keys = torch.add(codes, nodes_BW.gather(1, parents), alpha=index.tree.strides[level])
@@ -236,11 +256,29 @@ def extend(
         if closed is not None:
             close(x_BWC, closed, nodes_BW, starts_BW1[..., 0])
         x_BWC = x_BWC.log_softmax(2) if renormalise else x_BWC
-        scores, places = top(x_BWC, scores_BW, beam_width, norms_BW)
+        scores, places = top(*summed(x_BWC, scores_BW, norms_BW), beam_width)
         parents = places.div(x_BWC.shape[2], rounding_mode="floor")
         codes = symbols_BWC.flatten(1).gather(1, places)
         nodes = nodes_BWC.flatten(1).gather(1, places)
     return scores, parents, codes, nodes.masked_fill_(scores < DEAD, index.sinks[level + 1])
+
+
+def extend_listed(
+    children: Children,
+    logits_BP: Tensor,
+    scores_BW: Tensor,
+    beam_width: int,
+    sink: int,
+    norms_BW: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `extend` with `renormalise`, from the logits (B, P) of the beams' children alone."""
+    owners_BP, symbols_BP, nodes_BP, real_BP = children
+    x_BP = logits_BP.float().masked_fill(~real_BP, ILLEGAL)
+    x_BP = log_softmax(x_BP, owners_BP, scores_BW.shape[1])
+    norms_BP = None if norms_BW is None else norms_BW.gather(1, owners_BP)
+    scores, places = top(x_BP.add_(scores_BW.gather(1, owners_BP)), norms_BP, beam_width)
+    nodes = nodes_BP.gather(1, places).masked_fill_(scores < DEAD, sink)
+    return scores, owners_BP.gather(1, places), symbols_BP.gather(1, places), nodes
 
 
 def legal_log_probs(
@@ -303,21 +341,27 @@ def close(x_BWC: Tensor, closed: Exhausted, nodes_BW: Tensor, starts_BW: Tensor 
         x_BWC[request, beam, place] = ILLEGAL
 
 
-def top(
-    x_BWC: Tensor, scores_BW: Tensor, beam_width: int, norms_BW: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The best sums of score and continuation, and their places in (W * C), ties to the lower.
+def summed(
+    x_BWC: Tensor, scores_BW: Tensor, norms_BW: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Sums of score and continuation (B, W * C), in place of `x_BWC`, and the norms of each."""
+    sums_BM = x_BWC.add_(scores_BW.unsqueeze(2)).flatten(1)
+    if norms_BW is None:
+        return sums_BM, None
+    return sums_BM, norms_BW.unsqueeze(2).expand_as(x_BWC).flatten(1)
 
-    Overwrites `x_BWC` with the sums.
+
+def top(sums_BM: Tensor, norms_BM: Tensor | None, beam_width: int) -> tuple[Tensor, Tensor]:
+    """The best sums, or those of highest sum / norm, and their places; ties to the lower.
+
     As doubles, scores (at most 0) have 29 spare bits; the place goes there, so no two are equal.
     """
-    sums_BM = x_BWC.add_(scores_BW.unsqueeze(2)).flatten(1)
-    ranked_BM = sums_BM if norms_BW is None else (x_BWC / norms_BW.unsqueeze(2)).flatten(1)
+    ranked_BM = sums_BM if norms_BM is None else sums_BM / norms_BM
     total_BM = ranked_BM.double()
     count = total_BM.shape[1]
     total_BM.view(torch.int64).add_(arange(count, total_BM.device))
     best, places = total_BM.topk(min(beam_width, count), dim=1)
-    return best.float() if norms_BW is None else sums_BM.gather(1, places), places
+    return best.float() if norms_BM is None else sums_BM.gather(1, places), places
 
 
 @lru_cache(maxsize=64)
@@ -417,7 +461,7 @@ def unconstrained_search(
     for level in range(index.num_levels):
         logits_BWV, state = generator.step(state, codes_BW, parents_BW)
         x_BWV = full_log_probs(index, level, logits_BWV, False, ended(index, level, codes_BW))
-        scores_BW, places = top(x_BWV, scores_BW, beam_width)
+        scores_BW, places = top(*summed(x_BWV, scores_BW), beam_width)
         parents_BW = places.div(x_BWV.shape[2], rounding_mode="floor")
         codes_BW = torch.sub(places, parents_BW, alpha=x_BWV.shape[2])
         written = codes_BW.unsqueeze(2) if written is None else torch.cat(

@@ -47,6 +47,24 @@ class Base:
     def num_nodes(self) -> tuple[int, ...]:
         return tuple(len(first) - 1 for first in self.entry_first)
 
+    @cached_property
+    def num_children(self) -> tuple[Tensor, ...]:
+        """L x (parents + 1,) children of each parent; the last is the sink, with 0."""
+        return tuple(torch.cat([first.diff(), first.new_zeros(1)]) for first in self.first)
+
+    @cached_property
+    def nodes_of_row(self) -> Tensor:
+        """(L, rows + 1) node of each catalogue row, n_l where it has none, and at the end."""
+        entries = self.entry_of_row
+        return torch.stack(
+            [
+                (torch.searchsorted(first, entries.clamp_min(0), right=True) - 1).masked_fill(
+                    entries < 0, num
+                )
+                for first, num in zip(self.entry_first, self.num_nodes, strict=True)
+            ]
+        )
+
     @property
     def arrays(self) -> list[Tensor]:
         return [*self.keys, *self.first, *self.entry_first, self.rows_E, self.entry_of_row]
@@ -138,6 +156,8 @@ class Tree:
     def paths(self, rows: Tensor) -> Tensor:
         """(L, …) node of each catalogue row at each level; the sink for rows not alive, PAD too."""
         of_row = self.base.entry_of_row
+        if self.pristine:
+            return self.base.nodes_of_row[:, rows.clamp(-1, len(of_row) - 1)]
         known = (rows >= 0) & (rows < len(of_row) - 1)
         entries = of_row.take(rows.masked_fill(~known, -1))  # the last place holds −1
         known &= entries >= 0

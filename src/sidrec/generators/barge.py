@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from sidrec.decoding.beam import beam_search
+from sidrec.decoding.children import Children
 from sidrec.decoding.exact import item_log_probs
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
@@ -86,6 +87,12 @@ class Half:
     ) -> tuple[Tensor, State]:
         """See `contracts.Generator.step`."""
         return self.generator.step(state, codes_BW, parents_BW)
+
+    def step_children(
+        self, state: State, codes_BW: Tensor | None, parents_BW: Tensor | None, children: Children
+    ) -> tuple[Tensor, State]:
+        """See `contracts.Generator`."""
+        return self.generator.step_children(state, codes_BW, parents_BW, children)
 
 
 @dataclass(frozen=True, eq=False)

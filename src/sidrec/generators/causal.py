@@ -36,11 +36,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidrec.decoding.children import Children
 from sidrec.errors import ConfigError, DataError
 from sidrec.generators.code_tree import CodeTree
 from sidrec.generators.depth_decoder import DepthLevel, code_centroids, code_table, symbols_of
 from sidrec.generators.prefix_loss import pairwise_nats, pointwise_nats, weighted
 from sidrec.item_inputs import ItemInputs
+from sidrec.kept import Kept
 from sidrec.mixture_of_experts import Routing, balance_loss, require_experts, require_positions
 from sidrec.transformer import (
     CausalTransformer,
@@ -53,8 +55,9 @@ from sidrec.transformer import (
 )
 from sidrec.types import CatalogueContext, Floats, HistoryBatch, SemanticIds
 
-CHEAP_PRODUCTS = 16
-"""A product with a row in sequence costs at most 1/16 of one with a row that has to be fetched."""
+READ, FETCH = 7, 32
+"""What it costs to read a row of a table in sequence, and to fetch one, in products with a row that
+is at hand; measured on one core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +149,27 @@ class State(NamedTuple):
     seen: Seen
     symbols_BWl: Tensor | None
     nodes_BW: Tensor
+    means_L: list[Tensor]
+    """Mean item of each node; see `CodeTree.means`."""
+
+
+class Tables(NamedTuple):
+    """Of the whole catalogue, computed once for many answers."""
+
+    items_ND: Tensor
+    """Items as targets."""
+    inputs_ND: Tensor
+    """Items as the encoder reads them."""
+    nodes_L: list[Tensor]
+    """(M + 1, D) mean target of the items below each node."""
 
 
 class Causal(nn.Module):
     """The default generator; `training.train` fits it through `loss`."""
 
     config_class: ClassVar[type] = CausalConfig
+    tokens_per_item: ClassVar[int] = 1
+    """Places that an item takes in the encoder; its state is at the last of them."""
     symbols_NL: Tensor
 
     def __init__(self, ids: SemanticIds, vectors_ND: Floats, config: CausalConfig) -> None:
@@ -200,7 +218,7 @@ class Causal(nn.Module):
         )
         self.tree = CodeTree(symbols_NL, self.widths, self.starts)
         self.repeat_bias = RepeatBias()
-        self._cached_tables: tuple[Any, Any] = (None, None)
+        self._tables: Kept[Tables] = Kept()
 
     @classmethod
     def build(cls, context: CatalogueContext, config: CausalConfig) -> Self:
@@ -231,26 +249,34 @@ class Causal(nn.Module):
         """Places that the longest history takes in the encoder."""
         return max_length
 
-    def states(self, batch: HistoryBatch, routings: list[Routing] | None = None) -> Tensor:
-        """(B, T, D) one state a position; T is at most `max_length`. See `CausalTransformer`."""
-        return self.encoder(self.embedded(batch), routings)
-
-    def embedded(self, batch: HistoryBatch) -> Tensor:
-        """(B, T, D) what the encoder reads of each item."""
+    def tokens(self, batch: HistoryBatch) -> Tensor:
+        """(B, T * tokens_per_item, D) what the encoder reads."""
         rows_BT = batch.items_BT.clamp_min(0)
-        x_BTD = self.project(self.inputs.vectors_ND[rows_BT])
-        learnt_BTD = sum(
-            F.embedding(self.symbols_NL[rows_BT, level], table)
+        if not self.training and not torch.is_grad_enabled():
+            return F.embedding(rows_BT, self.served_tables().inputs_ND)
+        return self.inputs_of(rows_BT)
+
+    def inputs_of(self, rows: Tensor) -> Tensor:
+        """(…, D) items as the encoder reads them."""
+        learnt = sum(
+            F.embedding(self.symbols_NL[rows, level], table)
             for level, table in enumerate(self.codes)
         )
         if self.items is not None:
-            learnt_BTD = learnt_BTD + self.items(rows_BT)
-        return self.dropout(x_BTD + learnt_BTD * self.config.width**0.5)
+            learnt = learnt + self.items(rows)
+        return self.project(self.inputs.vectors_ND[rows]) + learnt * self.config.width**0.5
+
+    def states(self, batch: HistoryBatch, routings: list[Routing] | None = None) -> Tensor:
+        """(B, T, D) one state an item; T is at most `max_length`. See `CausalTransformer`."""
+        states_BSD = self.encoder(self.dropout(self.tokens(batch)), routings)
+        return states_BSD[:, self.tokens_per_item - 1 :: self.tokens_per_item]
 
     def history_states(self, batch: HistoryBatch) -> Tensor:
         """(B, D) one state a history."""
         batch = batch.last(self.max_length)
-        return last_states(self.states(batch), batch.lengths_B)
+        if self.training:
+            return last_states(self.states(batch), batch.lengths_B)
+        return self.encoder.last(self.tokens(batch), self.tokens_per_item * batch.lengths_B)
 
     def item_table(self) -> Tensor:
         """(N, D) items as targets of the item softmax."""
@@ -424,36 +450,55 @@ class Causal(nn.Module):
             return logits
         nodes = self.tree.below(level, parents)
         met = dot_products(states, nodes_L[level], nodes)
-        counts = self.tree.counts(level)[nodes]
-        below = self.tree.parents_of(level, seen.rows.clamp_min(0))
-        symbols_S = self.symbols_NL[seen.rows.clamp_min(0), level]
+        seen_below = self.seen_below(level, parents, seen, logits.shape[-1])
+        return self.with_nodes(level, logits, nodes, met, seen_below)
+
+    def seen_below(self, level: int, parents: Tensor, seen: Seen, num_symbols: int) -> Tensor:
+        """(2, …, V) below each continuation, the number of seen items, and the sum of their
+        products with the state.
+        """
+        rows, products = seen.rows.clamp_min(0), seen.products
+        below, real = self.tree.parents_of(level, rows), seen.rows >= 0
+        symbols_S = self.symbols_NL[rows, level]
         if parents.ndim == 2:  # (B, W) beams share the (B, S) items of their history
-            below, symbols_S = below[:, None], symbols_S[:, None].expand(-1, parents.shape[1], -1)
-            seen = Seen(seen.rows[:, None], seen.products[:, None])
-        here = ((below == parents[..., None]) & (seen.rows >= 0)).float()
-        num_seen = torch.zeros_like(logits).scatter_add(-1, symbols_S, here)
-        products = torch.zeros_like(logits).scatter_add(-1, symbols_S, here * seen.products)
+            below, real, products = below[:, None], real[:, None], products[:, None]
+            symbols_S = symbols_S[:, None].expand(-1, parents.shape[1], -1)
+        here = ((below == parents[..., None]) & real).float()
+        both = torch.stack([here, here * products])
+        zeros = products.new_zeros(*both.shape[:-1], num_symbols)
+        return zeros.scatter_add(-1, symbols_S.expand_as(both), both)
+
+    def with_nodes(
+        self, level: int, logits: Tensor, nodes: Tensor, met: Tensor, seen_below: Tensor
+    ) -> Tensor:
+        """Logits of continuations plus what their nodes say: state · mean item, and their number.
+
+        `met` are the products with the means over all items, `seen_below` (2, …) is to be left out.
+        """
+        counts, (num_seen, products) = self.tree.counts(level)[nodes], seen_below
         lost = -torch.expm1(self.repeat_bias())  # of a seen item: 1 - e^b
         rest = counts - lost * num_seen
-        moved = lost * (num_seen * met - products) / rest.clamp_min(1e-3)
-        met = met + moved.masked_fill(num_seen >= counts, 0.0)  # all below seen: the mean stays
+        moved = (counts * met - lost * products) / rest.clamp_min(1e-3)
+        met = torch.where(num_seen < counts, moved, met)  # all below seen: the mean stays
         return logits + met + rest.clamp_min(1e-6).log()
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; forgets the kept tables, since fused optimisers leave no trace."""
-        self._cached_tables = (None, None)
+        self._tables.forget()
         return super().train(mode)
 
-    def served_tables(self) -> tuple[Tensor, list[Tensor]]:
-        """Items (N, D) and the L node tables (M + 1, D); kept until a weight changes."""
-        weights = [self.project.weight, *([] if self.items is None else [self.items.weight])]
-        key = [(w.data_ptr(), w._version) for w in weights]
-        if self._cached_tables[0] != key:
-            with torch.no_grad():
-                table_ND = self.item_table().float()
-                nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
-                self._cached_tables = key, (table_ND, nodes_L)
-        return self._cached_tables[1]
+    def served_tables(self) -> Tables:
+        """What answers are made from; kept until a weight changes."""
+
+        def made() -> Tables:
+            table_ND = self.item_table().float()
+            nodes_L = self.tree.means(table_ND) if self.config.node_vectors else []
+            rows_N = torch.arange(len(table_ND), device=table_ND.device)
+            return Tables(table_ND, self.inputs_of(rows_N), nodes_L)
+
+        learnt = () if self.items is None else (self.items.weight,)
+        read = (self.inputs.vectors_ND, self.project.weight, *self.codes, *learnt)
+        return self._tables.of(read, made)
 
     def log_probs(self, batch: HistoryBatch, codes_BKL: Tensor) -> Tensor:
         """(B, K) natural log-probability of whole IDs, softmax over the whole codebook."""
@@ -485,8 +530,10 @@ class Causal(nn.Module):
     def start(self, batch: HistoryBatch) -> State:
         """Encode each history once."""
         states_BD = self.history_states(batch)
-        seen = seen_of(states_BD, distinct(batch.last(self.max_length)), self.served_tables()[0])
-        return State(states_BD[:, None], seen, None, batch.lengths_B.new_zeros(len(states_BD), 1))
+        tables = self.served_tables()
+        seen = seen_of(states_BD, distinct(batch.last(self.max_length)), tables.items_ND)
+        root_B1 = batch.lengths_B.new_zeros(len(states_BD), 1)
+        return State(states_BD[:, None], seen, None, root_B1, tables.nodes_L)
 
     def step(
         self, state: State, codes_BW: Tensor | None, parents_BW: Tensor | None
@@ -495,9 +542,40 @@ class Causal(nn.Module):
         state, symbols_BWl = self.extended(state, codes_BW, parents_BW)
         logits_BWV = self.logits(
             symbols_BWl.shape[-1], state.states_B1D, symbols_BWl, state.nodes_BW,
-            self.served_tables()[1], state.seen,
+            state.means_L, state.seen,
         )  # fmt: skip
         return logits_BWV, state
+
+    def step_children(
+        self, state: State, codes_BW: Tensor | None, parents_BW: Tensor | None, children: Children
+    ) -> tuple[Tensor, State]:
+        """Logits (B, P) of the beams' children alone; see `contracts.Generator`."""
+        state, symbols_BWl = self.extended(state, codes_BW, parents_BW)
+        return self.children_logits(state, symbols_BWl, children), state
+
+    def children_logits(
+        self,
+        state: State,
+        symbols_BWl: Tensor,
+        children: Children,
+        added: Tensor | None = None,
+    ) -> Tensor:
+        """(B, P) what `logits` gives for the children of beams, without looking at the rest."""
+        level, states_B1D = symbols_BWl.shape[-1], state.states_B1D
+        depth: DepthLevel = self.levels[level]  # type: ignore[assignment]
+        moved_BWD = depth(states_B1D, symbols_BWl, added)
+        logits_BWV = F.linear(moved_BWD, self.codes[level], depth.bias).float()
+        logits_BWV = logits_BWV.expand(*state.nodes_BW.shape, -1)
+        owners_BP, symbols_BP = children.owners_BP, children.symbols_BP
+        places_BP = torch.add(symbols_BP, owners_BP, alpha=logits_BWV.shape[2])
+        logits_BP = logits_BWV.flatten(1).gather(1, places_BP)
+        if not state.means_L:
+            return logits_BP
+        nodes_BP = self.tree.child_of(level, state.nodes_BW.gather(1, owners_BP), symbols_BP)
+        met_BP = dot_products(states_B1D, state.means_L[level], nodes_BP[:, None])[:, 0]
+        seen_2BWV = self.seen_below(level, state.nodes_BW, state.seen, logits_BWV.shape[2])
+        seen_2BP = seen_2BWV.flatten(2).gather(2, places_BP.expand(2, -1, -1))
+        return self.with_nodes(level, logits_BP, nodes_BP, met_BP, seen_2BP)
 
     def extended(
         self, state: State, codes_BW: Tensor | None, parents_BW: Tensor | None
@@ -516,7 +594,7 @@ class Causal(nn.Module):
                 symbols_BWl = torch.cat([state.symbols_BWl.gather(1, places), symbols_BWl], dim=-1)
             nodes_BW = self.tree.child(level, state.nodes_BW.gather(1, parents_BW), codes_BW)
         known = symbols_BWl if symbols_BWl.shape[-1] else None
-        return State(state.states_B1D, state.seen, known, nodes_BW), symbols_BWl
+        return state._replace(symbols_BWl=known, nodes_BW=nodes_BW), symbols_BWl
 
 
 def seen_of(states_PD: Tensor, rows_PS: Tensor, table_ND: Tensor) -> Seen:
@@ -532,7 +610,8 @@ def dot_products(states: Tensor, table_MD: Tensor, rows: Tensor) -> Tensor:
     Either the products with all M rows are made and the asked ones picked, or the rows come first.
     """
     per_state = rows.numel() // max(len(rows), 1)
-    if states.ndim == 2 or (states.shape[1] == 1 and len(table_MD) < CHEAP_PRODUCTS * per_state):
-        every = F.linear(states.reshape(len(rows), -1), table_MD)
-        return every.gather(1, rows.reshape(len(rows), per_state)).view(rows.shape).float()
+    every = len(table_MD) * (READ + len(rows)) < FETCH * rows.numel()
+    if states.ndim == 2 or (states.shape[1] == 1 and every):
+        products = F.linear(states.reshape(len(rows), -1), table_MD)
+        return products.gather(1, rows.reshape(len(rows), per_state)).view(rows.shape).float()
     return (F.embedding(rows, table_MD) @ states[..., None])[..., 0].float()

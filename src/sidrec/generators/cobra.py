@@ -78,6 +78,7 @@ class CobraConfig(CausalConfig):
 class Cobra(Causal):
     """A generator of coarse IDs whose dense half tells apart the items of one."""
 
+    tokens_per_item: ClassVar[int] = 2
     config_class: ClassVar[type] = CobraConfig
     config: CobraConfig
 
@@ -120,15 +121,11 @@ class Cobra(Causal):
         return mark + codes * self.config.width**0.5
 
     def tokens(self, batch: HistoryBatch) -> Tensor:
-        """(B, 2 T, D) e and v of every item in turn."""
+        """(B, 2 T, D) e and v of every item in turn; the state at v writes the next ID."""
         rows_BT = batch.items_BT.clamp_min(0)
         v_BTD = self.dense.items(self.inputs.vectors_ND[rows_BT]) * self.config.width**0.5
         e_BTD = self.id_tokens(self.symbols_NL[rows_BT])
         return torch.stack([e_BTD, v_BTD], dim=2).flatten(1, 2)
-
-    def states(self, batch: HistoryBatch, routings: list[Routing] | None = None) -> Tensor:
-        """(B, T, D) the state at each v, which writes the next ID."""
-        return self.encoder(self.dropout(self.tokens(batch)), routings)[:, 1::2]
 
     def both_states(
         self, batch: HistoryBatch, next_BT: Tensor, routings: list[Routing] | None = None

@@ -81,9 +81,14 @@ class CodeTree(nn.Module):
         """(…, V) node that each symbol leads to from the given nodes of the level above."""
         return self.of("below", level)[parents].long()
 
+    def child_of(self, level: int, parents: Tensor, symbols: Tensor) -> Tensor:
+        """Node that `symbols` lead to from the given nodes of the level above."""
+        below = self.of("below", level)
+        return below.take(torch.add(symbols, parents, alpha=below.shape[1])).long()
+
     def child(self, level: int, parents: Tensor, symbols: Tensor) -> Tensor:
         """Node reached from `parents` by `symbols`; the root again where the next part begins."""
-        nodes = self.of("below", level)[parents, symbols].long()
+        nodes = self.child_of(level, parents, symbols)
         return torch.zeros_like(nodes) if level + 1 in self.starts else nodes
 
     def legal(self, level: int, parents: Tensor) -> Tensor:

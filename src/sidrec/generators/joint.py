@@ -115,10 +115,11 @@ class Joint(Causal):
         words_BW = batch.words_BW if isinstance(batch, AskedBatch) else None
         task = RECOMMEND if words_BW is None else SEARCH
         first_BD = self.tasks.weight[task].expand(batch.num_requests, -1)
+        items_BTD = self.dropout(self.tokens(batch))
         if words_BW is None:
-            return self.encoder(torch.cat([first_BD[:, None], self.embedded(batch)], dim=1))
+            return self.encoder(torch.cat([first_BD[:, None], items_BTD], dim=1))
         query_BD = self.norm_query(self.words(words_BW))
-        places = [(first_BD + query_BD)[:, None], self.embedded(batch)]
+        places = [(first_BD + query_BD)[:, None], items_BTD]
         return self.encoder(torch.cat(places, dim=1)) + self.straight(query_BD)[:, None]
 
     def asked(self, texts: Sequence[str], batch: HistoryBatch | None = None) -> AskedBatch:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidrec.decoding.children import Children
 from sidrec.errors import ConfigError
 from sidrec.generators.causal import Causal, CausalConfig, Seen, State
 from sidrec.generators.depth_decoder import DepthLevel
@@ -205,6 +206,32 @@ class S2gr(Causal):
         """Logits (B, W, V) of the next level, from the thought that each beam makes first."""
         if isinstance(state, State):
             return super().step(state, codes_BW, parents_BW)
+        (inner, thoughts_l), symbols_BWl = self.thought_on(state, codes_BW, parents_BW)
+        level = symbols_BWl.shape[-1]
+        logits_BWV = self.logits(
+            level, inner.states_B1D, symbols_BWl, inner.nodes_BW, inner.means_L, inner.seen,
+            self.heard(level, thoughts_l),
+        )  # fmt: skip
+        return logits_BWV, ThinkingState(inner, thoughts_l)
+
+    def step_children(
+        self,
+        state: State | ThinkingState,
+        codes_BW: Tensor | None,
+        parents_BW: Tensor | None,
+        children: Children,
+    ) -> tuple[Tensor, Any]:
+        """As `step`, of the beams' children alone."""
+        if isinstance(state, State):
+            return super().step_children(state, codes_BW, parents_BW, children)
+        state, symbols_BWl = self.thought_on(state, codes_BW, parents_BW)
+        heard = self.heard(symbols_BWl.shape[-1], state.thoughts_l)
+        return self.children_logits(state.state, symbols_BWl, children, heard), state
+
+    def thought_on(
+        self, state: ThinkingState, codes_BW: Tensor | None, parents_BW: Tensor | None
+    ) -> tuple[ThinkingState, Tensor]:
+        """State and symbols of the beams with these codes, and the thoughts they lead to."""
         inner, symbols_BWl = self.extended(state.state, codes_BW, parents_BW)
         level, thoughts_l = symbols_BWl.shape[-1], state.thoughts_l
         if parents_BW is not None:
@@ -212,11 +239,7 @@ class S2gr(Causal):
         if self.config.thoughts == "stepwise":
             thought = self.thought(level, inner.states_B1D, symbols_BWl, thoughts_l)
             thoughts_l = (*thoughts_l, thought)
-        logits_BWV = self.logits(
-            level, inner.states_B1D, symbols_BWl, inner.nodes_BW, self.served_tables()[1],
-            inner.seen, self.heard(level, thoughts_l),
-        )  # fmt: skip
-        return logits_BWV, ThinkingState(inner, thoughts_l)
+        return ThinkingState(inner, thoughts_l), symbols_BWl
 
 
 def of_parents(thoughts_BWD: Tensor, parents_BW: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ Source:   UniSRec (arXiv:2206.05941) and the text tower of EnsRec (arXiv:2512.17
           head of LIGER (arXiv:2411.18814). Exact softmax over the catalogue at every position.
 Differs:  a learnt bias on items of the history (`RepeatBias`); one linear projection of frozen
           vectors instead of a mixture-of-experts adaptor.
-Cost:     O(P N D + N V D) a step for P target positions and vectors of width V.
+Cost:     O(P N D + N V D) a step for P target positions and vectors of width V. Answering: the
+          table once, then O(T D^2 + N D) a request.
 Shapes:   B requests, T history length, D width, N items, P target positions, V vector width.
 """
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from sidrec.errors import ConfigError, DataError
 from sidrec.item_inputs import ItemInputs
+from sidrec.kept import Kept
 from sidrec.transformer import (
     CausalTransformer,
     FastDropout,
@@ -93,6 +95,7 @@ class Dense(nn.Module):
             dropout=config.dropout,
             max_length=config.max_length,
         )
+        self._kept: Kept[Tensor] = Kept()
 
     @classmethod
     def build(cls, context: CatalogueContext, config: DenseConfig) -> Self:
@@ -108,10 +111,24 @@ class Dense(nn.Module):
         table_ND = self.project(self.inputs.vectors_ND)
         return table_ND if self.items is None else table_ND + self.items.weight
 
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; forgets the kept table, since fused optimisers leave no trace."""
+        self._kept.forget()
+        return super().train(mode)
+
+    def served_table(self) -> Tensor:
+        """(N, D) float32 `item_table`; kept until a weight changes."""
+        learnt = () if self.items is None else (self.items.weight,)
+        read = (self.inputs.vectors_ND, self.project.weight, *learnt)
+        return self._kept.of(read, lambda: self.item_table().float())
+
+    def inputs_of(self, batch: HistoryBatch, table_ND: Tensor) -> Tensor:
+        """(B, T, D) what the encoder reads."""
+        return F.embedding(batch.items_BT.clamp_min(0), table_ND) * self.config.width**0.5
+
     def states(self, batch: HistoryBatch, table_ND: Tensor) -> Tensor:
         """(B, T, D) one state a position."""
-        x_BTD = F.embedding(batch.items_BT.clamp_min(0), table_ND) * self.config.width**0.5
-        return self.encoder(self.dropout(x_BTD))
+        return self.encoder(self.dropout(self.inputs_of(batch, table_ND)))
 
     def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean nats per target over the whole catalogue."""
@@ -132,6 +149,10 @@ class Dense(nn.Module):
     def scores(self, batch: HistoryBatch) -> Tensor:
         """(B, N) logits of the next item."""
         batch = batch.last(self.max_length)
-        table_ND = self.item_table()
-        states_BD = last_states(self.states(batch, table_ND), batch.lengths_B)
-        return self.repeat_bias.add(states_BD.float() @ table_ND.float().T, distinct(batch))
+        if self.training:
+            table_ND = self.item_table().float()
+            states_BD = last_states(self.states(batch, table_ND), batch.lengths_B)
+        else:
+            table_ND = self.served_table()
+            states_BD = self.encoder.last(self.inputs_of(batch, table_ND), batch.lengths_B)
+        return self.repeat_bias.add(states_BD.float() @ table_ND.T, distinct(batch))

@@ -52,7 +52,7 @@ def recommend_query(
         system=snapshot.system(system),
         keep_N=keep_N,
         keep_key=key,
-        exclude=np.unique(np.concatenate(parts)) if parts else NOTHING,
+        exclude=np.unique(np.concatenate(parts)) if len(parts) > 1 else [*parts, NOTHING][0],
         segment_N=None if request.segment is None else snapshot.mask(request.segment),
         rules=tuple(rules),
         skipped=tuple(skipped),
@@ -158,18 +158,19 @@ def listed(
     include_fields: Sequence[str],
 ) -> list[dict[str, Any]]:
     """One entry an item, best first."""
-    item_ids = snapshot.recommender.items.item_ids
+    ids = snapshot.recommender.items.item_ids[rows_K].tolist()
+    codes_KL = snapshot.recommender.ids.codes[rows_K].tolist()
     entries = [
         {
-            "item_id": str(item_ids[row]),
+            "item_id": str(item_id),
             "rank": rank,
             "score": score,
-            "semantic_id": snapshot.codes(row),
+            "semantic_id": [code for code in codes if code >= 0],
             "source": source,
             "reason": reason,
         }
-        for rank, (row, score, reason) in enumerate(
-            zip(rows_K.tolist(), scores_K.tolist(), reasons, strict=True), 1
+        for rank, (item_id, codes, score, reason) in enumerate(
+            zip(ids, codes_KL, scores_K.tolist(), reasons, strict=True), 1
         )
     ]
     if include_fields:

@@ -96,7 +96,7 @@ class Snapshot:
     def rows_known(self, item_ids: Sequence[str]) -> tuple[Ints, list[str]]:
         """Catalogue rows of the items there are, and the first ids of those there are not."""
         row_of = self.recommender.items.row_of
-        rows = [row_of[item] for item in item_ids if item in row_of]
+        rows = [row for row in map(row_of.get, item_ids) if row is not None]
         if len(rows) == len(item_ids):
             return np.array(rows, dtype=np.int64), []
         skipped = list(dict.fromkeys(item for item in item_ids if item not in row_of))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from sidrec.decoding.beam import beam_search
 from sidrec.decoding.exact import exact_scores
 from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.decoding.rules import Rules
 from sidrec.testing.tiny_catalogue import (
     NUM_CODES,
     NUM_ITEMS,
@@ -291,6 +293,32 @@ def check_logits_along_ids_learn_as_log_probs_do(generator_class: Any, config: A
     for name, parameter in model.named_parameters():
         if name in expected:
             torch.testing.assert_close(parameter.grad, expected[name], **CLOSE)
+
+
+def check_children_alone_are_found_as_among_all_codes(generator_class: Any, config: Any) -> None:
+    """Search through `step_children` gives the lists of search through `step`, rules included."""
+    model, batch = built(generator_class, config), tiny_batch()
+    if not hasattr(model, "step_children"):
+        return
+    plain: Any = SimpleNamespace(start=model.start, step=model.step)
+    keep_N = torch.arange(NUM_ITEMS) % 3 > 0
+    exclude = [row[row >= 0][:3].tolist() for row in batch.items_BT]
+    for rules in (None, Rules(exclude=exclude), Rules(keep_N=keep_N, exclude=exclude)):
+        for width in (1, 4, NUM_ITEMS):
+            found, expected = (
+                beam_search(
+                    way,
+                    batch,
+                    tiny_index(),
+                    k=width,
+                    beam_width=width,
+                    rules=rules,
+                )
+                for way in (model, plain)
+            )
+            assert (found.rows_BK == expected.rows_BK).all()
+            scores, other = map(torch.from_numpy, (found.scores_BK, expected.scores_BK))
+            torch.testing.assert_close(scores, other, rtol=1e-5, atol=1e-5)
 
 
 GENERATOR_CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
