@@ -74,7 +74,7 @@ class Joint(Causal):
         self.lessons: Lessons | None = None
 
     @classmethod
-    def build(cls, context: CatalogueContext, config: JointConfig) -> Self:
+    def build(cls, context: CatalogueContext, config: Any) -> Self:
         """An untrained model. Where the context has events, with queries to learn from; without
         any, as a bundle is read, words wait for their saved rows.
         """
