@@ -30,7 +30,8 @@ class Kept(Generic[T]):
         key = [(weight.data_ptr(), weight._version) for weight in weights]
         held_key, held = self._held
         if held is None or held_key != key:
-            with torch.no_grad():
+            # no inference tensors, which no later training step could save for its backward pass
+            with torch.inference_mode(False), torch.no_grad():
                 held = make()
             self._held = key, held
         return held
