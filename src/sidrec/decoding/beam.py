@@ -168,7 +168,7 @@ def search_ids(
         raise ConfigError(f"beam_search: length_penalty must be at least 0, got {length_penalty}")
     num_requests = batch.num_requests
     index, excluded_BX = under(rules, index, num_requests)
-    listing = renormalise and index.tree.overlay is None
+    listing = renormalise and index.tree.overlay is None and trace is None  # a trace reads them all
     step_children = getattr(generator, "step_children", None) if listing else None
     closed: list[Exhausted | None] = [None] * index.num_levels
     gone_LBX: Tensor | None = None
@@ -207,10 +207,12 @@ def search_ids(
                 renormalise=renormalise, closed=closed[level], ended_BW=ended_BW,
                 norms_BW=norms_BW,
             )  # fmt: skip
-        if trace is not None:
-            trace.append(
-                LevelTrace(logits_BWV, parents_BW, codes_BW, nodes_BW, scores_BW, scores_BW > DEAD)
-            )
+            if trace is not None:
+                trace.append(
+                    LevelTrace(
+                        logits_BWV, parents_BW, codes_BW, nodes_BW, scores_BW, scores_BW > DEAD
+                    )
+                )
     if norms_BW is not None and parents_BW is not None:
         norms_BW = norms_BW.gather(1, parents_BW)
     return FoundIds(index, nodes_BW, scores_BW, excluded_BX, norms_BW)
