@@ -56,7 +56,7 @@ from sidrec.types import (
 BLOCK_REQUESTS = 512
 """Requests answered at once."""
 MERGED_ITEMS = 100_000
-"""Up to here an index with new items is merged at once (0.07 s of CPU for so many): search is faster."""
+"""Up to here an index with new items is merged at once, for so many in 0.07 s; search is faster."""
 POPULAR = "popularity"
 CPU = torch.device("cpu")
 
