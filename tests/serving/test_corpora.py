@@ -44,7 +44,7 @@ BODIES = {
 }  # fmt: skip
 NO_TEXTS = {
     "available", "diversity", "dry_run", "exclude_viewed", "explain", "k", "limit", "offset",
-    "position", "shown", "timeout_ms", "variants", "weight",
+    "position", "timeout_ms", "variants", "weight",
 }  # fmt: skip
 IN_PATH = ("/v1/items/{}", "/v1/users/{}", "/v1/users/{}/history", "/v1/experiments/{}", "/{}",
            "/page/{}", "/v1/models/{}/recommend")  # fmt: skip
