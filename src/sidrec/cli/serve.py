@@ -44,6 +44,10 @@ def command(
     retention_days: Annotated[
         float | None, typer.Option("--retention-days", help="Delete events received before.")
     ] = None,
+    keep_awake: Annotated[
+        bool,
+        typer.Option("--keep-awake", help="Linux: cores do not halt between requests; faster."),
+    ] = False,
     device: options.Device = None,
 ) -> None:
     """Serve a bundle over HTTP: recommendations, events, items, hot swap. Needs the extra serve."""
@@ -65,6 +69,7 @@ def command(
         timeout_ms=timeout_ms,
         max_queue=max_queue,
         retention_days=retention_days,
+        keep_awake=keep_awake,
     )
     serve(settings, started=lambda url: output.note(f"serving {settings.bundle} at {url}"))
 

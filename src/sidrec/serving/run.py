@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 
 from sidrec.errors import ServiceError
 from sidrec.serving.app import create_app
+from sidrec.serving.awake import cores_awake
 from sidrec.serving.settings import ServeSettings
 from sidrec.serving.slow import impatient
 
@@ -27,12 +29,16 @@ def serve(settings: ServeSettings, started: Callable[[str], None]) -> None:
         raise ServiceError(
             f"cannot listen on {settings.host}:{settings.port}: {error}; take another --port"
         ) from error
-    with listening:
+    with listening, cores_awake(settings.keep_awake):
         # Inherited by each connection. Without it the body of an answer, written after its headers,
         # waits for the client's delayed acknowledgement: 40 ms.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sys.setswitchinterval(SWITCH_SECONDS)
         app = create_app(settings)
+        # What lives as long as the server is not looked at again: a full collection over it would
+        # stop every thread for a quarter of a second.
+        gc.collect()
+        gc.freeze()
         host, port = listening.getsockname()[:2]
         for sent in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, then raises them again
             signal.signal(sent, lambda *_: None)

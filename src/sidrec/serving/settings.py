@@ -33,6 +33,8 @@ class ServeSettings:
     device: str = "auto"
     scenarios: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named defaults of a recommend request."""
+    keep_awake: bool = False
+    """Keep the machine's cores from halting between requests; see `awake`."""
 
     max_body_bytes: int = 1 << 20
     """Longer bodies are refused before they are read."""
