@@ -56,8 +56,8 @@ class Bench:
 
     @property
     def prefix(self) -> str:
-        """What a figure of latency is called after its part: whether cores may halt."""
-        return "" if self.options.keep_awake else "halting."
+        """What follows the part in a figure's name: whether cores are kept awake."""
+        return "awake." if self.options.keep_awake else ""
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> Bench:
