@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+SOCKETS = 1000
+"""Connections of one client; a request that waits for a place is late by that wait."""
 PROGRAM = "import sys; from sidrec.cli import main; main(sys.argv[1:])"
 
 
@@ -61,7 +63,7 @@ class Outcome:
     seconds: list[float] = field(default_factory=list)
     """Latency of each answer, from its scheduled time."""
     accepted: Outcome | None = None
-    """Of an open loop: the answers with status 200 alone."""
+    """Of an open loop: the answers with status 200 alone, their latency from leaving the client."""
     statuses: dict[int, int] = field(default_factory=dict)
     """Status -> answers; 0 where the connection broke."""
     faults: list[str] = field(default_factory=list)
@@ -81,10 +83,11 @@ class Outcome:
 
 
 class Pool:
-    """Sockets to one server."""
+    """Sockets to one server, at most `SOCKETS`."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
+        self.places = asyncio.Semaphore(SOCKETS)
         self.host, self.port = parts.hostname, parts.port
         self.free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
@@ -139,11 +142,13 @@ async def open_loop(
     at = 0.0
 
     async def one(scheduled: float, request: Any) -> None:
-        status, answer = await pool.ask("POST", path, request)
+        async with pool.places:
+            sent = time.perf_counter()
+            status, answer = await pool.ask("POST", path, request)
         outcome.seconds.append(time.perf_counter() - scheduled)
         outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
         if status == 200 and outcome.accepted is not None:
-            outcome.accepted.seconds.append(outcome.seconds[-1])
+            outcome.accepted.seconds.append(time.perf_counter() - sent)
         if status == 200 and check and (fault := check(request, json.loads(answer))):
             outcome.faults.append(fault)
 
