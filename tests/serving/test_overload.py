@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 
 
@@ -54,3 +55,12 @@ def test_more_than_can_be_answered_is_refused_at_once_and_leaves_nothing_behind(
         asyncio.run(asyncio.wait_for(send(server.address, count + 3), 60))
         assert len(accepted) == count + 3 and not any(accepted)
         assert engine.depth == 0 and threading.active_count() <= threads + 2
+
+
+def test_a_full_queue_refuses_before_it_reads(listening):
+    with listening() as server:
+        server.service.engine.max_queue = 0
+        with socket.create_connection(server.address, timeout=20) as connection:
+            head = b"POST /v1/recommend HTTP/1.1\r\nHost: s\r\nContent-Length: 900000\r\n\r\n"
+            connection.sendall(head)  # and no body
+            assert connection.recv(12) == b"HTTP/1.1 429"

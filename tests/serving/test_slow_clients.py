@@ -127,10 +127,42 @@ def test_who_does_not_take_an_answer_loses_the_connection(listening):
         lazy.connect(server.address)
         lazy.settimeout(20)
         ask = b"GET /openapi.json HTTP/1.1\r\nHost: s\r\n\r\n"
-        with pytest.raises(ConnectionError):
-            for _ in range(100_000):  # pipelined, until answers and requests fill the sockets
+        for number in range(20 * 60):  # one after the other, until answers fill the sockets
+            try:
                 lazy.sendall(ask)
+            except ConnectionError:
+                break
+            assert number < 20 * 60 - 1
+            time.sleep(1 / 60)
         lazy.close()
+
+
+def test_a_head_that_never_ends_loses_the_connection(listening):
+    with listening(read_seconds=60) as server, connected(server) as endless:
+        endless.sendall(b"GET /livez HTTP/1.1\r\nHost: s\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(10_000):
+                endless.sendall(b"X-A: " + b"a" * 2000 + b"\r\n")
+
+
+def test_one_value_of_a_head_that_never_ends_loses_the_connection(listening):
+    with listening(read_seconds=60) as server, connected(server) as endless:
+        endless.sendall(b"GET /livez HTTP/1.1\r\nHost: s\r\nX-A: ")
+        with pytest.raises(ConnectionError):
+            for _ in range(10_000):
+                endless.sendall(b"a" * 2000)
+
+
+def test_who_asks_on_without_an_answer_loses_the_connection(listening):
+    with listening(read_seconds=60) as server, connected(server) as asking:
+        gate = threading.Event()
+        current = server.service.engine.current
+        server.service.engine.current = lambda: gate.wait(20) and current()
+        asking.sendall(request_of({"history": [], "timeout_ms": 20_000}))
+        with pytest.raises(ConnectionError):
+            for _ in range(100_000):
+                asking.sendall(b"GET /livez HTTP/1.1\r\nHost: s\r\n\r\n")
+        gate.set()
 
 
 def test_a_connection_that_is_used_well_stays_open(listening):

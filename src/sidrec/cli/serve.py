@@ -12,7 +12,7 @@ import typer
 from sidrec.cli import options, output
 from sidrec.errors import ConfigError, MissingExtra
 
-NEEDED = ("fastapi", "uvicorn", "orjson", "prometheus_client", "sqlalchemy")
+NEEDED = ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client", "sqlalchemy")
 
 
 def command(

@@ -143,6 +143,17 @@ class Engine:
         except TimeoutError:
             raise Problem("overloaded", "the answer took longer than timeout_ms") from None
 
+    def require_room(self, timeout_seconds: float = math.inf) -> None:
+        """Problem `overloaded` where too many wait, or so many that a request would come late."""
+        waiting = len(self._queue)
+        late = (waiting + self._busy) * self._seconds_each > timeout_seconds and waiting > 0
+        if waiting >= self.max_queue or late:
+            raise Problem(
+                "overloaded",
+                f"{waiting} requests wait already",
+                hint="come back after Retry-After seconds",
+            )
+
     def stop(self) -> None:
         """Answer what waits, then end the thread."""
         with self._wake:
@@ -164,14 +175,7 @@ class Engine:
         with self._wake:
             if self._stopping:
                 raise Problem("not_ready", "the server is stopping")
-            waiting = len(self._queue)
-            late = (waiting + self._busy) * self._seconds_each > timeout_seconds and waiting > 0
-            if waiting >= self.max_queue or late:
-                raise Problem(
-                    "overloaded",
-                    f"{waiting} requests wait already",
-                    hint="come back after Retry-After seconds",
-                )
+            self.require_room(timeout_seconds)
             self._queue.append(work)
             self._wake.notify()
         return work

@@ -1,8 +1,9 @@
-"""Clients that send or read too slowly lose their connection, so that they hold nothing for long.
+"""Clients that send or read too slowly, or send what never ends, lose their connection.
 
 A request must have come whole within some seconds of its first byte (of the connection, for the
-first one), and an answer that fills the socket must be taken within as many. Bodies are limited in
-size elsewhere; idle connections are closed by uvicorn.
+first one), and an answer that fills the socket must be taken within as many. The head of a request
+may have 64 KiB, and 32 requests may wait behind the one that is answered on the same connection.
+Bodies are limited elsewhere; idle connections are closed by uvicorn.
 
 Cost:     one timer a connection; none for a request that comes in one piece.
 """
@@ -10,19 +11,24 @@ Cost:     one timer a connection; none for a request that comes in one piece.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 1 << 16
+MAX_PIPELINED = 32
 
 
 def impatient(seconds: float) -> type[asyncio.Protocol]:
     """Uvicorn's protocol, with a time for each request to come in and each answer to go out."""
-    base: Any = AutoHTTPProtocol
 
-    class Impatient(base):
+    class Impatient(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _head_bytes: int | None = None
+        """What came of a request whose head is not whole; None between heads."""
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
+        def connection_made(  # type: ignore[override]
+            self, transport: asyncio.Transport
+        ) -> None:
             super().connection_made(transport)
             self._watch()
 
@@ -32,7 +38,19 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            if self._head_bytes is not None:
+                self._head_bytes += len(data)
+            if (self._head_bytes or 0) > MAX_HEAD_BYTES or len(self.pipeline) > MAX_PIPELINED:
+                self.transport.abort()
             self._watch()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._head_bytes = 0
+
+        def on_headers_complete(self) -> None:
+            self._head_bytes = None
+            super().on_headers_complete()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -45,6 +63,7 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
         def _watch(self) -> None:
             cycle = self.cycle
             incomplete = cycle is None or cycle.more_body or cycle.response_complete
+            incomplete = incomplete or self._head_bytes is not None
             if not (incomplete or self.flow.write_paused):
                 self._disarm()
             elif self._timer is None and not self.transport.is_closing():
