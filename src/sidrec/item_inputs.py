@@ -30,15 +30,14 @@ class ItemInputs(nn.Module):
         super().__init__()
         raw_ND = torch.from_numpy(vectors_ND)
         centre_D = torch.from_numpy(vectors_ND.mean(0))
+        centred_ND = raw_ND - centre_D
+        scale = centred_ND.std().clamp_min(1e-6)[None]
         self.register_buffer("centre_D", centre_D)
-        self.register_buffer("scale", (raw_ND - centre_D).std().clamp_min(1e-6)[None])
+        self.register_buffer("scale", scale)
         self.register_buffer("raw_ND", raw_ND, persistent=False)
-        self.register_buffer("vectors_ND", self.standardised(), persistent=False)
-
-    def standardised(self) -> Tensor:
-        """(N, D) the vectors under the present centre and scale."""
-        return (self.raw_ND - self.centre_D) / self.scale
+        self.register_buffer("vectors_ND", centred_ND.div_(scale), persistent=False)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self.vectors_ND.copy_(self.standardised())
+        torch.sub(self.raw_ND, self.centre_D, out=self.vectors_ND)
+        self.vectors_ND /= self.scale
