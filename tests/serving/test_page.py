@@ -18,7 +18,6 @@ from sidrec.serving.app import create_app
 from sidrec.serving.run import configured
 from sidrec.serving.settings import ServeSettings
 
-
 HOSTILE = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
 SWITCHES = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
