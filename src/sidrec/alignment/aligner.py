@@ -130,11 +130,14 @@ class Aligner(nn.Module):
         self._reference = (reference,)  # a tuple hides it from the state of the module
         self.snapshot = frozen(policy) if config.sync_steps > 1 else None
         self.value_head: nn.Module | None = None
+        self.value_snapshot: nn.Module | None = None
         if getattr(objective, "needs_values", False):
             width = self._state_width()
             self.value_head = nn.Sequential(
                 nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)
             ).to(index.device)
+            if self.snapshot is not None:
+                self.value_snapshot = frozen(self.value_head)
 
     @property
     def reference(self) -> nn.Module | None:
@@ -187,12 +190,11 @@ class Aligner(nn.Module):
         negatives_BM = batch.shown_BS
         if self.settings.fill == "beam":
             negatives_BM = self.filled_from_beam(batch)
-        positive_BPL = self.codes_of(batch.positives_BP)
-        negative_BML = self.codes_of(negatives_BM)
-        negative_BML, dropped = without_repeats(negative_BML, positive_BPL)
+        positive_BPL, same = without_repeats(self.codes_of(batch.positives_BP))
+        negative_BML, dropped = without_repeats(self.codes_of(negatives_BM), positive_BPL)
         log_probs, kl = self.preference_log_probs(batch, positive_BPL, negative_BML)
         loss, parts = self.objective(log_probs)
-        parts = {**parts, "dropped_negatives": dropped}
+        parts = {**parts, "dropped_negatives": dropped, "dropped_positives": same}
         if kl is not None:
             parts["kl"] = kl
         return loss, parts
@@ -250,15 +252,20 @@ class Aligner(nn.Module):
         return loss, parts | told
 
     def group_log_probs(self, rollouts: Rollouts) -> tuple[GroupLogProbs, Parts]:
-        """Rewards and log-probabilities of the rollouts, and of the truth, in one packed pass."""
+        """Rewards of the rollouts; log-probabilities of them and the truth in one packed pass.
+
+        Rewards of the truth only for an objective that reads them: a judge may charge for each.
+        """
         batch, size = rollouts.batch, rollouts.codes_BGL.shape[1]
         rewards_BG, parts = self.scored(rollouts)
-        target_rewards_B1, _ = self.scored(rollouts.of_targets())
+        target_rewards_B = None
+        if getattr(self.objective, "needs_target_rewards", False):
+            target_rewards_B = self.scored(rollouts.of_targets())[0][:, 0]
         semantic_BG, judged_BG = self.judged(rollouts, rewards_BG)
         codes_BKL = torch.cat([rollouts.codes_BGL, rollouts.target_codes_BL[:, None]], dim=1)
         packed = self.packed(self.policy, batch, codes_BKL)
         policy_BGL = packed.token_BKL[:, :size]
-        reference_BGL, values_BGL = None, None
+        reference_BGL, values_BGL, sampled_values_BGL = None, None, None
         if self.reference is not None:
             with torch.no_grad():
                 reference_BGL = self.packed(self.reference, batch, rollouts.codes_BGL).token_BKL
@@ -269,6 +276,7 @@ class Aligner(nn.Module):
             assert packed.states_BKLD is not None
             states_BGLD = packed.states_BKLD[:, :size, :-1].detach().float()
             values_BGL = self.value_head(states_BGLD)[..., 0]
+            sampled_values_BGL = self.sampled_values(rollouts, values_BGL)
         on_policy = self.snapshot is None
         log_probs = GroupLogProbs(
             policy_BGL=policy_BGL,
@@ -281,23 +289,34 @@ class Aligner(nn.Module):
             )[:, 0],
             hits_BG=rollouts.hits_BG,
             valid_BG=rollouts.valid_BG,
-            target_rewards_B=target_rewards_B1[:, 0],
+            target_rewards_B=target_rewards_B,
             semantic_BG=semantic_BG,
             judged_BG=judged_BG,
             reference_BGL=reference_BGL if self.objective.needs_reference else None,
             values_BGL=values_BGL,
-            sampled_values_BGL=None if values_BGL is None else values_BGL.detach(),
+            sampled_values_BGL=sampled_values_BGL,
         )
         num_real = rollouts.real_BG.sum().clamp_min(1)
         parts["hit_share"] = rollouts.hits_BG.any(-1).float().mean()
         parts["invalid_share"] = (rollouts.real_BG & ~rollouts.valid_BG).sum() / num_real
         return log_probs, parts
 
+    @torch.no_grad()
+    def sampled_values(self, rollouts: Rollouts, values_BGL: Tensor) -> Tensor:
+        """(B, G, L) what the value head said when the rollouts were written."""
+        if self.snapshot is None or self.value_snapshot is None:
+            return values_BGL.detach()
+        packed = self.packed(self.snapshot, rollouts.batch, rollouts.codes_BGL)
+        assert packed.states_BKLD is not None
+        return self.value_snapshot(packed.states_BKLD[:, :, :-1].float())[..., 0]
+
     def rolled_out(self, batch: ContextBatch, config: RolloutConfig) -> Rollouts:
         """The rollouts of these contexts, by the policy or by its snapshot."""
         if self.snapshot is not None:
             if int(self.steps) % self.settings.sync_steps == 0:
                 self.snapshot.load_state_dict(self.policy.state_dict())
+                if self.value_head is not None and self.value_snapshot is not None:
+                    self.value_snapshot.load_state_dict(self.value_head.state_dict())
             self.steps += self.training
         writer = self.policy if self.snapshot is None else self.snapshot
         training, _ = writer.training, writer.eval()
@@ -390,14 +409,15 @@ def shared_codes(negative_BML: Tensor, positive_BPL: Tensor) -> Tensor:
     return same_BMPL.long().cumprod(-1).sum(-1)
 
 
-def without_repeats(negative_BML: Tensor, positive_BPL: Tensor) -> tuple[Tensor, Tensor]:
-    """Negatives (B, M, L) with −1 for those that are a positive's ID or repeat another negative,
-    and the share of negatives that this dropped. IDs are compared, not items.
+def without_repeats(codes_BML: Tensor, others_BPL: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Codes (B, M, L) with −1 for an ID that came before in its row or is among the others, and the
+    share of IDs that this dropped. IDs are compared, not items.
     """
-    real_BM = negative_BML[..., 0] >= 0
-    is_positive_BM = (negative_BML[:, :, None] == positive_BPL[:, None]).all(-1).any(-1)
-    same_BMM = (negative_BML[:, :, None] == negative_BML[:, None]).all(-1)
-    repeats_BM = same_BMM.tril(-1).any(-1)
-    bad_BM = real_BM & (is_positive_BM | repeats_BM)
+    real_BM = codes_BML[..., 0] >= 0
+    same_BMM = (codes_BML[:, :, None] == codes_BML[:, None]).all(-1)
+    bad_BM = same_BMM.tril(-1).any(-1)
+    if others_BPL is not None:
+        bad_BM = bad_BM | (codes_BML[:, :, None] == others_BPL[:, None]).all(-1).any(-1)
+    bad_BM = bad_BM & real_BM
     dropped = bad_BM.sum() / real_BM.sum().clamp_min(1)
-    return negative_BML.masked_fill(bad_BM[..., None], -1), dropped
+    return codes_BML.masked_fill(bad_BM[..., None], -1), dropped

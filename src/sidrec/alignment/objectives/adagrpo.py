@@ -90,6 +90,8 @@ class AdaGrpo(nn.Module):
 
     config_class: ClassVar[type] = AdaGrpoConfig
     kind: ClassVar[str] = "group"
+    needs_target_rewards: ClassVar[bool] = True
+    """The rewards of the truth are asked for: to gate, and with other gates to report."""
     warmup_W: Tensor
     num_seen: Tensor
     threshold: Tensor
