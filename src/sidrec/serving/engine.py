@@ -125,14 +125,19 @@ class Engine:
         finish: Callable[[Found], Any],
         timeout_seconds: float,
     ) -> Any:
-        """`finish` of what `prepare`'s query finds, or of popular items after the timeout."""
-        work = self._submit(prepare, finish, timeout_seconds)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await work.future
-        except TimeoutError:
-            snapshot = self.current()
-            return finish(popular(snapshot, prepare(snapshot), "deadline"))
+        """`finish` of what `prepare`'s query finds, or of popular items after the timeout.
+
+        A request whose time is over already never enters the queue.
+        """
+        if timeout_seconds > 0:
+            work = self._submit(prepare, finish, timeout_seconds)
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    return await work.future
+            except TimeoutError:
+                pass
+        snapshot = self.current()
+        return finish(popular(snapshot, prepare(snapshot), "deadline"))
 
     async def call(self, run: Callable[[Snapshot], Any], timeout_seconds: float) -> Any:
         """`run` of the snapshot, on the engine's thread. Problem `overloaded` at the timeout."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from importlib import resources
@@ -17,8 +16,10 @@ from sidrec.serving.engine import look_up, seconds_of
 from sidrec.serving.problems import Problem
 from sidrec.serving.routes import (
     NameInPath,
+    deadline_of,
     history_of,
     reply,
+    require_history,
     says,
     service_of,
     stamped,
@@ -71,11 +72,12 @@ async def page_file(name: str) -> Response:
     return FILES[name]
 
 
-async def history_that_can_be_read(request: Request, body: schemas.Asked) -> Sequence[str]:
-    """The history that a request means. Problem `store_unavailable`."""
-    history, readable = await history_of(service_of(request), body.user_id, body.history)
-    if not readable:
-        raise Problem("store_unavailable", "the user's history cannot be read")
+async def history_that_can_be_read(
+    request: Request, body: schemas.Asked, deadline: float
+) -> Sequence[str]:
+    """The history that a request means. Problem `store_unavailable` or `overloaded`."""
+    history, missing = await history_of(service_of(request), body.user_id, body.history, deadline)
+    require_history(missing)
     return history
 
 
@@ -83,30 +85,31 @@ async def history_that_can_be_read(request: Request, body: schemas.Asked) -> Seq
 async def trace(request: Request, body: schemas.TraceRequest) -> Response:
     """What the beam of a recommendation did at each level."""
     start, service = time.perf_counter(), service_of(request)
-    history = await history_that_can_be_read(request, body)
+    deadline = deadline_of(service, start, body.timeout_ms)
+    history = await history_that_can_be_read(request, body, deadline)
 
     def traced(snapshot: Snapshot) -> tuple[Snapshot, dict[str, Any]]:
         return snapshot, looks.trace_answer(snapshot, body, history)
 
-    seconds = seconds_of(body.timeout_ms, service.settings.timeout_ms)
-    snapshot, said = await while_connected(request, service.engine.call(traced, seconds))
-    said = await asyncio.to_thread(looks.with_names, snapshot, said)  # the engine goes on meanwhile
+    left = deadline - time.perf_counter()
+    snapshot, said = await while_connected(request, service.engine.call(traced, left))
+    said = await service.lines.looks.run(looks.with_names, snapshot, said)  # the engine goes on
     return stamped(request, start, said)
 
 
-@looking.get("/v1/tree", responses=says(schemas.TreeAnswer, 404))
+@looking.get("/v1/tree", responses=says(schemas.TreeAnswer, 404, 429))
 async def tree(request: Request, query: Annotated[schemas.TreeQuery, Query()]) -> Response:
     """The codes that follow a prefix of semantic IDs, and some of the items below it."""
-    snapshot = service_of(request).models.current
-    said = await asyncio.to_thread(looks.tree_answer, snapshot, query)
+    service = service_of(request)
+    said = await service.lines.looks.run(looks.tree_answer, service.models.current, query)
     return reply({"request_id": request.state.request_id, **said})
 
 
-@looking.get("/v1/items", responses=says(schemas.FoundItems))
+@looking.get("/v1/items", responses=says(schemas.FoundItems, 429))
 async def find_items(request: Request, query: Annotated[schemas.ItemsQuery, Query()]) -> Response:
     """Items by words of their titles or by their ids, the most bought first."""
-    snapshot = service_of(request).models.current
-    said = await asyncio.to_thread(looks.items_answer, snapshot, query)
+    service = service_of(request)
+    said = await service.lines.looks.run(looks.items_answer, service.models.current, query)
     return reply({"request_id": request.state.request_id, **said})
 
 
@@ -118,8 +121,9 @@ async def recommend_beside(request: Request, name: NameInPath, body: RecommendRe
     or nobody has asked for ten minutes. A scenario, an experiment and a dry run mean nothing here.
     """
     start, service = time.perf_counter(), service_of(request)
-    history = await history_that_can_be_read(request, body)
-    beside = await asyncio.to_thread(service.beside.snapshot, name)
+    deadline = deadline_of(service, start, body.timeout_ms)
+    history = await history_that_can_be_read(request, body, deadline)
+    beside = await service.lines.models.run(service.beside.snapshot, name)
 
     def answer(_: Snapshot) -> dict[str, Any]:
         query = answers.recommend_query(beside, body, history, body.system)

@@ -51,19 +51,35 @@ def stamped(request: Request, start: float, body: dict[str, Any], **more: Any) -
     return reply({"request_id": request.state.request_id, **body, **more, "took_ms": took_ms})
 
 
+def deadline_of(service: Service, start: float, timeout_ms: int | None) -> float:
+    """When a request that came at `start` gets what there is, by `time.perf_counter`."""
+    return start + seconds_of(timeout_ms, service.settings.timeout_ms)
+
+
 async def history_of(
-    service: Service, user_id: str | None, history: Sequence[str] | None
-) -> tuple[Sequence[str], bool]:
-    """The history that a request means, and whether the store could be read."""
+    service: Service, user_id: str | None, history: Sequence[str] | None, deadline: float
+) -> tuple[Sequence[str], str | None]:
+    """The history that a request means, and why there is none where it could not be read."""
     if history is not None:
-        return history, True
+        return history, None
     assert user_id is not None  # the schema asks for one of both
     if (found := service.events.cached(user_id)) is not None:
-        return found, True
+        return found, None
     try:
-        return await asyncio.to_thread(service.events.history, user_id), True
-    except Problem:
-        return (), False
+        async with asyncio.timeout(deadline - time.perf_counter()):
+            return await service.lines.reads.run(service.events.history, user_id), None
+    except TimeoutError:
+        return (), "deadline"
+    except Problem:  # the store fails, or is so slow that too many wait for it
+        return (), "store_unavailable"
+
+
+def require_history(missing: str | None) -> None:
+    """Problem for an answer that is nothing without the history."""
+    if missing == "deadline":
+        raise Problem("overloaded", "reading the user's history took longer than timeout_ms")
+    if missing is not None:
+        raise Problem("store_unavailable", "the user's history cannot be read")
 
 
 async def while_connected(request: Request, answer: Awaitable[T]) -> T:
@@ -108,7 +124,8 @@ async def recommend(request: Request, body: RecommendRequest) -> Response:
     start, service = time.perf_counter(), service_of(request)
     if body.scenario is not None:
         body = with_scenario(service, body)
-    history, readable = await history_of(service, body.user_id, body.history)
+    deadline = deadline_of(service, start, body.timeout_ms)
+    history, missing = await history_of(service, body.user_id, body.history, deadline)
     experiment, system = None, body.system
     running = service.experiments.running
     if running is not None and body.user_id is not None:
@@ -119,17 +136,18 @@ async def recommend(request: Request, body: RecommendRequest) -> Response:
     def prepare(snapshot: Snapshot) -> Query:
         return answers.recommend_query(snapshot, body, history, system)
 
-    seconds = seconds_of(body.timeout_ms, service.settings.timeout_ms)
+    left = deadline - time.perf_counter()
     if body.dry_run:
-        planned = service.engine.call(lambda s: answers.plan(s, prepare(s)), seconds)
+        require_history(missing)
+        planned = service.engine.call(lambda s: answers.plan(s, prepare(s)), left)
         said = await while_connected(request, planned)
         return reply({"request_id": request.state.request_id, **said})
 
     def finish(found: Found) -> dict[str, Any]:
         return answers.recommend_answer(found, body)
 
-    said = await while_connected(request, service.engine.recommend(prepare, finish, seconds))
-    return degraded_or_not(request, start, service, said, readable, experiment)
+    said = await while_connected(request, service.engine.recommend(prepare, finish, left))
+    return degraded_or_not(request, start, service, said, missing, experiment)
 
 
 def with_scenario(service: Service, body: RecommendRequest) -> RecommendRequest:
@@ -147,12 +165,12 @@ def with_scenario(service: Service, body: RecommendRequest) -> RecommendRequest:
 
 
 def degraded_or_not(
-    request: Request, start: float, service: Service, said: dict[str, Any], readable: bool,
+    request: Request, start: float, service: Service, said: dict[str, Any], missing: str | None,
     experiment: dict[str, str] | None = None,
 ) -> Response:  # fmt: skip
     """The answer, honest about what was missing."""
-    if not readable:
-        said = {**said, "degraded": True, "degraded_reason": "store_unavailable"}
+    if missing is not None:
+        said = {**said, "degraded": True, "degraded_reason": missing}
     if said["degraded"]:
         service.metrics.degraded.labels(said["degraded_reason"]).inc()
     return stamped(request, start, said, experiment=experiment)
@@ -162,7 +180,8 @@ def degraded_or_not(
 async def rank(request: Request, body: schemas.RankRequest) -> Response:
     """Given items in the best order; items that the system cannot score are left out."""
     start, service = time.perf_counter(), service_of(request)
-    history, readable = await history_of(service, body.user_id, body.history)
+    deadline = deadline_of(service, start, body.timeout_ms)
+    history, missing = await history_of(service, body.user_id, body.history, deadline)
 
     def finish(found: Found) -> dict[str, Any]:
         return answers.answer(found, found.rows_K, found.scores_K, body.include_fields)
@@ -170,10 +189,10 @@ async def rank(request: Request, body: schemas.RankRequest) -> Response:
     found = service.engine.recommend(
         lambda snapshot: answers.rank_query(snapshot, body, history),
         finish,
-        seconds_of(body.timeout_ms, service.settings.timeout_ms),
+        deadline - time.perf_counter(),
     )
     said = await while_connected(request, found)
-    return degraded_or_not(request, start, service, said, readable)
+    return degraded_or_not(request, start, service, said, missing)
 
 
 @router.post("/v1/similar", responses=says(schemas.Answer, 404, 429, 503))
@@ -192,12 +211,12 @@ async def similar(request: Request, body: schemas.SimilarRequest) -> Response:
 async def explain(request: Request, body: schemas.ExplainRequest) -> Response:
     """Why an item would be recommended."""
     start, service = time.perf_counter(), service_of(request)
-    history, readable = await history_of(service, body.user_id, body.history)
-    if not readable:
-        raise Problem("store_unavailable", "the user's history cannot be read")
+    deadline = deadline_of(service, start, body.timeout_ms)
+    history, missing = await history_of(service, body.user_id, body.history, deadline)
+    require_history(missing)
     found = service.engine.call(
         lambda snapshot: answers.explain_answer(snapshot, history, body.item_id),
-        seconds_of(body.timeout_ms, service.settings.timeout_ms),
+        deadline - time.perf_counter(),
     )
     said = await while_connected(request, found)
     return stamped(request, start, said)
@@ -207,16 +226,17 @@ async def explain(request: Request, body: schemas.ExplainRequest) -> Response:
 async def search(request: Request, body: schemas.SearchRequest) -> Response:
     """Items for a text, where the bundle has a search part."""
     start, service = time.perf_counter(), service_of(request)
+    deadline = deadline_of(service, start, body.timeout_ms)
     history: Sequence[str] = ()
-    readable = True
+    missing = None
     if body.user_id is not None or body.history is not None:
-        history, readable = await history_of(service, body.user_id, body.history)
+        history, missing = await history_of(service, body.user_id, body.history, deadline)
     found = service.engine.call(
         lambda snapshot: answers.search_answer(snapshot, body, history),
-        seconds_of(body.timeout_ms, service.settings.timeout_ms),
+        deadline - time.perf_counter(),
     )
     said = await while_connected(request, found)
-    return degraded_or_not(request, start, service, said, readable)
+    return degraded_or_not(request, start, service, said, missing)
 
 
 # Telling -----------------------------------------------------------------------------------------
@@ -245,8 +265,8 @@ async def upsert_items(request: Request, body: schemas.ItemsRequest) -> Response
     ids = [item.item_id for item in body.items]
     if len(set(ids)) < len(ids):
         raise Problem("invalid_request", "items: the same item_id occurs twice")
-    entries = [item.model_dump() for item in body.items]
-    done = await asyncio.to_thread(service_of(request).models.upsert, entries)
+    entries, service = [item.model_dump() for item in body.items], service_of(request)
+    done = await service.lines.changes.run(service.models.upsert, entries)
     return reply(
         {
             "request_id": request.state.request_id,
@@ -267,10 +287,10 @@ async def get_item(request: Request, item_id: IdInPath) -> Response:
 @router.patch("/v1/items/{item_id:path}", responses=says(schemas.ItemsAnswer, 404, 429, 503))
 async def patch_item(request: Request, item_id: IdInPath, body: schemas.ItemPatch) -> Response:
     """Change attributes or availability of an item."""
-    models = service_of(request).models
-    models.current.row(item_id)
+    service = service_of(request)
+    service.models.current.row(item_id)
     entry = {"item_id": item_id, "attributes": body.attributes or {}, "available": body.available}
-    done = await asyncio.to_thread(models.upsert, [entry])
+    done = await service.lines.changes.run(service.models.upsert, [entry])
     return reply(
         {
             "request_id": request.state.request_id,
@@ -285,7 +305,8 @@ async def patch_item(request: Request, item_id: IdInPath, body: schemas.ItemPatc
 @router.delete("/v1/items/{item_id:path}", responses=says(schemas.ItemDeleted, 404, 429, 503))
 async def delete_item(request: Request, item_id: IdInPath) -> Response:
     """Take an item out of every answer."""
-    snapshot = await asyncio.to_thread(service_of(request).models.delete, [item_id])
+    service = service_of(request)
+    snapshot = await service.lines.changes.run(service.models.delete, [item_id])
     return reply(
         {
             "request_id": request.state.request_id,
@@ -295,26 +316,28 @@ async def delete_item(request: Request, item_id: IdInPath) -> Response:
     )
 
 
-@router.get("/v1/users/{user_id:path}/history", responses=says(schemas.UserHistory, 503))
+@router.get("/v1/users/{user_id:path}/history", responses=says(schemas.UserHistory, 429, 503))
 async def user_history(request: Request, user_id: IdInPath) -> Response:
     """What recommendations for a user are made from."""
-    found = await asyncio.to_thread(service_of(request).events.history, user_id)
+    service = service_of(request)
+    found = await service.lines.reads.run(service.events.history, user_id)
     return reply({"user_id": user_id, "items": list(found)})
 
 
-@router.get("/v1/users/{user_id:path}", responses=says(schemas.UserExport, 503))
+@router.get("/v1/users/{user_id:path}", responses=says(schemas.UserExport, 429, 503))
 async def export_user(request: Request, user_id: IdInPath) -> Response:
     """Everything that is stored of a user."""
-    events, truncated = await asyncio.to_thread(service_of(request).events.export, user_id)
+    service = service_of(request)
+    events, truncated = await service.lines.looks.run(service.events.export, user_id)
     return reply({"user_id": user_id, "events": events, "truncated": truncated})
 
 
-@router.delete("/v1/users/{user_id:path}", responses=says(schemas.UserErased, 503))
+@router.delete("/v1/users/{user_id:path}", responses=says(schemas.UserErased, 429, 503))
 async def erase_user(request: Request, user_id: IdInPath) -> Response:
     """Delete everything that is stored of a user."""
     service = service_of(request)
     gone = await asyncio.wrap_future(service.events.erase(user_id))
-    await asyncio.to_thread(service.store.checkpoint)
+    await service.lines.changes.run(service.store.checkpoint)
     return reply({"user_id": user_id, "events": gone})
 
 
@@ -331,26 +354,27 @@ def models_answer(service: Service) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/models", responses=says(schemas.ModelsAnswer))
+@router.get("/v1/models", responses=says(schemas.ModelsAnswer, 429))
 async def list_models(request: Request) -> Response:
     """The bundles that can be activated."""
-    return reply(await asyncio.to_thread(models_answer, service_of(request)))
+    service = service_of(request)
+    return reply(await service.lines.looks.run(models_answer, service))
 
 
-@router.post("/v1/models/activate", responses=says(schemas.ModelsAnswer, 404, 409, 503))
+@router.post("/v1/models/activate", responses=says(schemas.ModelsAnswer, 404, 409, 429, 503))
 async def activate_model(request: Request, body: schemas.ActivateRequest) -> Response:
     """Serve another bundle of the models folder."""
     service = service_of(request)
-    await asyncio.to_thread(service.models.activate, body.name)
-    return reply(await asyncio.to_thread(models_answer, service))
+    await service.lines.models.run(service.models.activate, body.name)
+    return reply(await service.lines.looks.run(models_answer, service))
 
 
-@router.post("/v1/models/rollback", responses=says(schemas.ModelsAnswer, 409, 503))
+@router.post("/v1/models/rollback", responses=says(schemas.ModelsAnswer, 409, 429, 503))
 async def roll_back_model(request: Request) -> Response:
     """Serve the bundle that was served before."""
     service = service_of(request)
-    await asyncio.to_thread(service.models.roll_back)
-    return reply(await asyncio.to_thread(models_answer, service))
+    await service.lines.models.run(service.models.roll_back)
+    return reply(await service.lines.looks.run(models_answer, service))
 
 
 @router.get("/v1/experiments", responses=says(schemas.ExperimentsAnswer))
@@ -360,7 +384,7 @@ async def list_experiments(request: Request) -> Response:
     return reply({"experiments": [] if running is None else [experiment_state(running)]})
 
 
-@router.put("/v1/experiments/{name}", responses=says(schemas.ExperimentState, 409, 503))
+@router.put("/v1/experiments/{name}", responses=says(schemas.ExperimentState, 409, 429, 503))
 async def start_experiment(
     request: Request, name: NameInPath, body: schemas.ExperimentRequest
 ) -> Response:
@@ -368,14 +392,15 @@ async def start_experiment(
     service = service_of(request)
     for variant in body.variants:
         service.models.current.system(variant.system)
-    running = await asyncio.to_thread(service.experiments.start, name, body.variants)
+    running = await service.lines.models.run(service.experiments.start, name, body.variants)
     return reply(experiment_state(running))
 
 
-@router.delete("/v1/experiments/{name}", responses=says(schemas.ExperimentsAnswer, 404, 503))
+@router.delete("/v1/experiments/{name}", responses=says(schemas.ExperimentsAnswer, 404, 429, 503))
 async def stop_experiment(request: Request, name: NameInPath) -> Response:
     """End the running experiment."""
-    await asyncio.to_thread(service_of(request).experiments.stop, name)
+    service = service_of(request)
+    await service.lines.models.run(service.experiments.stop, name)
     return reply({"experiments": []})
 
 
@@ -401,10 +426,18 @@ async def live() -> Response:
     return reply({"status": "live"})
 
 
+async def is_ready(service: Service) -> bool:
+    """Whether the service is ready; where too many ask to be told, it is not."""
+    try:
+        return await service.lines.health.run(service.ready)
+    except Problem:
+        return False
+
+
 @router.get("/readyz", responses={200: {"model": schemas.Health}})
 async def ready(request: Request) -> Response:
     """Whether the model is warm and events can be written."""
-    well = await asyncio.to_thread(service_of(request).ready)
+    well = await is_ready(service_of(request))
     return reply({"status": "ready" if well else "not ready"}, 200 if well else 503)
 
 
@@ -417,7 +450,7 @@ async def kserve_live() -> Response:
 @router.get("/v2/health/ready", responses={200: {"model": schemas.Health}})
 async def kserve_ready(request: Request) -> Response:
     """`/readyz` by its KServe name."""
-    well = await asyncio.to_thread(service_of(request).ready)
+    well = await is_ready(service_of(request))
     status = "ready" if well else "not ready"
     return reply({"status": status, "ready": well}, 200 if well else 503)
 

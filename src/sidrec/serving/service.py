@@ -10,6 +10,7 @@ from sidrec.serving.beside import Beside
 from sidrec.serving.engine import Engine
 from sidrec.serving.events import SWEEP_ROWS, EventLog
 from sidrec.serving.experiments import Experiments
+from sidrec.serving.lines import Lines
 from sidrec.serving.metrics import Metrics
 from sidrec.serving.models import Models
 from sidrec.serving.problems import Problem
@@ -33,6 +34,7 @@ class Service:
         except BaseException:
             self.store.close()
             raise
+        self.lines = Lines(settings)
         self.beside = Beside(self.models)
         self.events = EventLog(self.store, settings)
         self.engine = Engine(
@@ -60,6 +62,7 @@ class Service:
         """Answer and write what waits, then end."""
         self.stopping.set()
         self._sweeper.join()
+        self.lines.close()
         self.engine.stop()
         self.store.close()
 

@@ -48,6 +48,10 @@ class ServeSettings:
     """How long a request waits before it gets popular items, unless it says otherwise."""
     max_waiting_writes: int = 512
     """Writes that may wait for their commit; the next is told to come back later."""
+    max_waiting_changes: int = 64
+    """Changes of items that may wait for each other; the next is told to come back later."""
+    max_waiting_reads: int = 256
+    """Histories that may wait to be read; beyond, popular items are answered."""
     history_events: int = 200
     """Newest events of a user that make the history."""
     not_history: tuple[str, ...] = ("impression",)
@@ -64,7 +68,8 @@ class ServeSettings:
             raise ConfigError(f"serve: port must be in [0, 65535], got {self.port}")
         for name in (
             "max_body_bytes", "max_queue", "max_batch", "timeout_ms", "max_waiting_writes",
-            "history_events", "user_events_per_hour", "cached_users",
+            "max_waiting_changes", "max_waiting_reads", "history_events", "user_events_per_hour",
+            "cached_users",
         ):  # fmt: skip
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"serve: {name} must be at least 1, got {value}")
