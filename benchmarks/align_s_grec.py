@@ -4,10 +4,11 @@
 
 The published targets of the sets (each user's events in time order, those marked valid and test
 are questions) over what of their histories could be had: numbers do not compare with published
-ones. Business reward: matched prefix plus rank penalty, from the log alone. Semantic reward: the
-embedded judge. Rows: likelihood alone for as long (sft), business alone, sum of rewards, sum of
-standardised advantages, A2PO with every group judged and with 5 %. The `_conflict` rows take the
-opposite of the business reward for the semantic one, ten times as large.
+ones. Business reward: matched prefix plus rank penalty, from the log alone, or with `--business
+ranker` a trained ranker's probability, which is hardly ever silent. Semantic reward: the embedded
+judge. Rows: likelihood alone for as long (sft), business alone, sum of rewards, sum of standardised
+advantages, A2PO with every group judged and with 5 %. The `_conflict` rows take the opposite of
+the business reward for the semantic one, ten times as large.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ from sidrec.recipe import GENERATOR, DataConfig, HybridConfig, default_config
 from sidrec.types import Dataset, Examples, Histories, Split
 
 FUSIONS = ("reward_sum", "advantage_sum", "a2po")
-BUSINESS = (config.method(REWARD, "prefix"), config.method(REWARD, "rank_aware"))
+BUSINESS = {
+    "log": (config.method(REWARD, "prefix"), config.method(REWARD, "rank_aware")),
+    "ranker": (config.method(REWARD, "ranker"),),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,7 @@ class OppositeConfig:
     """Settings of `Opposite`."""
 
     weight: float = 1.0
+    business: str = "log"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +63,8 @@ class Opposite:
     def build(cls, context: AlignmentContext, config: OppositeConfig) -> Self:
         return cls(
             tuple(
-                methods.resolve("rewards", one.name).build(context, one.config) for one in BUSINESS
+                methods.resolve("rewards", one.name).build(context, one.config)
+                for one in BUSINESS[config.business]
             )
         )
 
@@ -72,6 +78,7 @@ def main() -> None:
     parser.add_argument("--data", default="amazon_industrial")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training a row, processor")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--business", choices=tuple(BUSINESS), default="log")
     parser.add_argument("--rows", nargs="*")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
     parser.add_argument("--nll", type=float, default=0.0, help="weight of likelihood in every row")
@@ -117,7 +124,7 @@ def measured(arguments: argparse.Namespace, seed: int) -> Bench:
         recommender = stages.recommender
     align = AlignConfig(
         seed=seed,
-        rewards=BUSINESS,
+        rewards=BUSINESS[arguments.business],
         judge=config.method(REWARD, "judge"),
         contexts=replace(AlignConfig().contexts, reward_share=0.3),
         rollouts=RolloutConfig(size=16),
@@ -133,9 +140,13 @@ def measured(arguments: argparse.Namespace, seed: int) -> Bench:
         guard=False,
     )
     bench = Bench(
-        data=arguments.data, recommender=recommender, dataset=dataset, parts=parts, settings=align
+        data=arguments.data + (".ranker_reward" if arguments.business == "ranker" else ""),
+        recommender=recommender,
+        dataset=dataset,
+        parts=parts,
+        settings=align,
     )
-    opposite = config.method(REWARD, "opposite")
+    opposite = config.method(REWARD, "opposite", business=arguments.business)
     same = {"nll_weight": arguments.nll}
     rows: dict[str, tuple[str, dict[str, Any]]] = {
         "sft": ("grpo", {"nll_weight": 1.0, "group_weight": 0.0, "kl_weight": 0.0}),
