@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from sidrec.errors import ArtifactError
+from sidrec.errors import ArtifactError, ConfigError
 from sidrec.serving.problems import Problem
 
 
@@ -181,3 +181,73 @@ def test_an_experiment_splits_users_for_good(serving, bundles):
         assert client.get(path).json()["variant"] == found["u7"]
         assert client.delete("/v1/experiments/ranking").json() == {"experiments": []}
         assert client.get(path).status_code == 404
+
+
+@pytest.fixture
+def two_models(bundles, tmp_path):
+    """A folder with `whole`, and `plain` that lacks the hybrid and an attribute."""
+    from dataclasses import replace
+
+    from sidrec.types import Items
+
+    models, recommender = tmp_path / "models", bundles.recommender
+    table = recommender.items.attributes.drop("price")
+    items = Items(recommender.items.item_ids, table)
+    replace(recommender, hybrid=None, items=items).save(models / "plain")
+    shutil.copytree(bundles.first, models / "whole")
+    return models
+
+
+ARMS = [{"name": "a", "system": "hybrid"}, {"name": "b"}]
+
+
+def test_a_model_that_lacks_what_is_in_use_is_refused_by_name(serving, two_models):
+    cheap = {"field": "price", "op": "lt", "value": 1e9}
+    with serving(bundle=two_models / "plain") as client:
+        activate(client, "whole")
+        client.put("/v1/experiments/ranking", json={"variants": ARMS})
+        problem = activate(client, "plain", 409)
+        assert problem["code"] == "unfit_model"
+        assert "'ranking'" in problem["detail"] and "'hybrid'" in problem["detail"]
+        assert client.post("/v1/models/rollback").json()["code"] == "unfit_model"
+        assert active(client) == ["whole"]
+        client.delete("/v1/experiments/ranking")
+        activate(client, "plain")
+        started = client.put("/v1/experiments/ranking", json={"variants": ARMS})
+        assert started.status_code == 422 and "hybrid" in started.json()["detail"]
+    for number, defaults in enumerate(({"system": "hybrid"}, {"filter": cheap})):
+        settings = {"bundle": two_models / "whole", "scenarios": {"home": defaults}}
+        with serving(store=str(two_models / f"{number}.sqlite"), **settings) as client:
+            problem = activate(client, "plain", 409)
+            assert problem["code"] == "unfit_model" and "'home'" in problem["detail"]
+            body = {"history": [], "scenario": "home"}
+            assert not client.post("/v1/recommend", json=body).json()["degraded"]
+
+
+def test_a_server_started_on_a_model_that_lacks_a_system_answers_by_its_default(
+    serving, two_models, bundles, caplog
+):
+    with serving(bundle=two_models / "whole") as client:
+        client.put("/v1/experiments/ranking", json={"variants": ARMS})
+        path = "/v1/experiments/ranking/users/"
+        arms = {u: client.get(path + u).json()["variant"] for u in map(str, range(20))}
+    scenarios = {"home": {"system": "hybrid"}}
+    with serving(bundle=two_models / "plain", scenarios=scenarios) as client:
+        assert [r.message for r in caplog.records if "hybrid" in r.message] != []
+        caplog.clear()
+        history = {"history": bundles.history}
+        for user, arm in arms.items():
+            said = client.post("/v1/recommend", json={"user_id": user, **history}).json()
+            assert said["items"][0]["source"] == bundles.recommender.generator.name
+            assert said["degraded_reason"] == ("unknown_system" if arm == "a" else None)
+        said = client.post("/v1/recommend", json={"scenario": "home", **history}).json()
+        assert said["degraded_reason"] == "unknown_system" and said["items"]
+        asked = client.post("/v1/recommend", json={"system": "hybrid", **history})
+        assert asked.status_code == 422
+        assert not caplog.records
+    cheap = {"cheap": {"filter": {"field": "price", "op": "lt", "value": 3}}}
+    with (
+        pytest.raises(ConfigError, match=r"'cheap'.*price"),
+        serving(bundle=two_models / "plain", scenarios=cheap),
+    ):
+        pass

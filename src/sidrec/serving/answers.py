@@ -29,9 +29,19 @@ NOTHING = np.zeros(0, dtype=np.int64)
 
 
 def recommend_query(
-    snapshot: Snapshot, request: RecommendRequest, history: Sequence[str], system: str | None
+    snapshot: Snapshot,
+    request: RecommendRequest,
+    history: Sequence[str],
+    system: str | None,
+    *,
+    chosen: bool = True,
 ) -> Query:
-    """What a recommend request asks. Problem names a field that does not exist."""
+    """What a recommend request asks. Problem names a field that does not exist, or a system.
+
+    A system that was not `chosen` by the caller, but by an experiment or a scenario, gives way to
+    the default where the model lacks it.
+    """
+    lacking = not (chosen or snapshot.has_system(system))
     snapshot.require_fields(request.include_fields)
     for boost in request.boost:
         snapshot.mask(boost.filter)
@@ -49,13 +59,14 @@ def recommend_query(
     return Query(
         rows_T=rows_T,
         k=pool_of(request.k) if picked else request.k,
-        system=snapshot.system(system),
+        system=snapshot.system(None if lacking else system),
         keep_N=keep_N,
         keep_key=key,
         exclude=np.unique(np.concatenate(parts)) if len(parts) > 1 else [*parts, NOTHING][0],
         segment_N=None if request.segment is None else snapshot.mask(request.segment),
         rules=tuple(rules),
         skipped=tuple(skipped),
+        degraded="unknown_system" if lacking else None,
     )
 
 
@@ -135,6 +146,7 @@ def answer(
 ) -> dict[str, Any]:
     """The body of every answer that lists items."""
     snapshot, query = found.snapshot, found.query
+    degraded = found.degraded or query.degraded
     if found.source == POPULAR:
         reasons = popular_reasons(found, rows_K)
     else:
@@ -143,8 +155,8 @@ def answer(
         **snapshot.facts,
         "items": listed(snapshot, rows_K, scores_K, found.source, reasons, include_fields),
         "applied_filters": [rule_json(rule) for rule in query.rules],
-        "degraded": found.degraded is not None,
-        "degraded_reason": found.degraded,
+        "degraded": degraded is not None,
+        "degraded_reason": degraded,
         "skipped_items": list(query.skipped),
     }
 

@@ -63,6 +63,8 @@ class Query:
     """Items of the segment, where the request names one; popularity prefers them."""
     rules: tuple[Rule, ...] = ()
     skipped: tuple[str, ...] = ()
+    degraded: str | None = None
+    """Why this query is less than was asked for."""
 
     def allowed(self, snapshot: Snapshot) -> int:
         """Items that the rules leave."""

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class Models:
 
     def __init__(self, settings: ServeSettings, store: Store) -> None:
         self.settings, self.store = settings, store
+        self.require_fit: Callable[[Snapshot], None] = lambda snapshot: None
+        """Problem where a snapshot must not be served instead of the current one."""
         self._changing = threading.Lock()
         self._pending: list[_Change] = []
         self._pending_lock = threading.Lock()
@@ -177,6 +180,12 @@ class Models:
 
     # ---------------------------------------------------------------- bundles
 
+    @contextmanager
+    def unchanged(self) -> Iterator[Snapshot]:
+        """The current snapshot, which nothing replaces meanwhile."""
+        with self._changing:
+            yield self.current
+
     def listed(self) -> list[dict[str, Any]]:
         """The bundles of the models folder."""
         current, found = self.current, []
@@ -219,7 +228,10 @@ class Models:
         return recommender
 
     def activate(self, name: str) -> Snapshot:
-        """Serve another bundle of the models folder. Problem `broken_model`: the old one stays."""
+        """Serve another bundle of the models folder.
+
+        Problem `broken_model`, or of `require_fit`: the old one stays.
+        """
         recommender = self.loaded(name)
         with self._changing:
             return self._publish(recommender, name, (self.current.name, self._base))
@@ -243,6 +255,7 @@ class Models:
             snapshot = self.with_stored_items(recommender, name, version)
         except Problem as problem:
             raise Problem("broken_model", f"{name}: stored items: {problem.detail}") from problem
+        self.require_fit(snapshot)
         row = {
             "started_with": self._started_with,
             "name": name,

@@ -27,6 +27,7 @@ CODES: dict[str, tuple[int, str]] = {
     "experiment_running": (409, "Another experiment is running"),
     "no_previous_model": (409, "There is no model to go back to"),
     "broken_model": (409, "The model cannot be served; the old one goes on"),
+    "unfit_model": (409, "The model lacks what is in use; the old one goes on"),
     "body_too_large": (413, "The body is too large"),
     "unreadable_body": (400, "The body cannot be read"),
     "unauthorised": (401, "A key is needed"),

@@ -122,6 +122,7 @@ async def while_connected(request: Request, answer: Awaitable[T]) -> T:
 async def recommend(request: Request, body: RecommendRequest) -> Response:
     """The best next items of a user or a history."""
     start, service = time.perf_counter(), service_of(request)
+    chosen = body.system is not None
     if body.scenario is not None:
         body = with_scenario(service, body)
     deadline = deadline_of(service, start, body.timeout_ms)
@@ -134,7 +135,7 @@ async def recommend(request: Request, body: RecommendRequest) -> Response:
         system = system or variant.system
 
     def prepare(snapshot: Snapshot) -> Query:
-        return answers.recommend_query(snapshot, body, history, system)
+        return answers.recommend_query(snapshot, body, history, system, chosen=chosen)
 
     left = deadline - time.perf_counter()
     if body.dry_run:
@@ -390,9 +391,7 @@ async def start_experiment(
 ) -> Response:
     """Run an experiment, or change the running one."""
     service = service_of(request)
-    for variant in body.variants:
-        service.models.current.system(variant.system)
-    running = await service.lines.models.run(service.experiments.start, name, body.variants)
+    running = await service.lines.models.run(service.start_experiment, name, body.variants)
     return reply(experiment_state(running))
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 
+from sidrec.errors import ConfigError
 from sidrec.serving.auth import read_keys
 from sidrec.serving.beside import Beside
 from sidrec.serving.engine import Engine
 from sidrec.serving.events import SWEEP_ROWS, EventLog
-from sidrec.serving.experiments import Experiments
+from sidrec.serving.experiments import Experiment, Experiments
+from sidrec.serving.fitting import lacking_fields, lacking_systems, require_fit
 from sidrec.serving.lines import Lines
 from sidrec.serving.metrics import Metrics
 from sidrec.serving.models import Models
 from sidrec.serving.problems import Problem
+from sidrec.serving.schemas import Variant
 from sidrec.serving.settings import ServeSettings
 from sidrec.serving.store import Store
 
@@ -31,6 +35,7 @@ class Service:
         try:
             self.models = Models(settings, self.store)
             self.experiments = Experiments(self.store)
+            self._look_at_what_is_served()
         except BaseException:
             self.store.close()
             raise
@@ -65,6 +70,22 @@ class Service:
         self.lines.close()
         self.engine.stop()
         self.store.close()
+
+    def start_experiment(self, name: str, variants: Sequence[Variant]) -> Experiment:
+        """Run an experiment, or change the one of that name, over systems that are served."""
+        with self.models.unchanged() as snapshot:
+            for variant in variants:
+                snapshot.system(variant.system)
+            return self.experiments.start(name, variants)
+
+    def _look_at_what_is_served(self) -> None:
+        """ConfigError where a scenario's rules do not fit; a log line where a system is missing."""
+        scenarios = self.settings.scenarios
+        self.models.require_fit = lambda s: require_fit(s, scenarios, self.experiments.running)
+        for said in lacking_fields(self.models.current, scenarios):
+            raise ConfigError(said)
+        for said in lacking_systems(self.models.current, scenarios, self.experiments.running):
+            log.warning("models: %s; its default answers instead, marked degraded", said)
 
     def _count_batch(self, size: int, seconds: float) -> None:
         self.metrics.batch.observe(size)

@@ -116,6 +116,14 @@ class Snapshot:
         except ConfigError as error:
             raise Problem("invalid_request", f"system: {error}") from error
 
+    def has_system(self, name: str | None) -> bool:
+        """Whether the model has the system that a caller's word means."""
+        try:
+            self.recommender.system_named(name)
+        except ConfigError:
+            return False
+        return True
+
     def mask(self, tree: Mapping[str, Any]) -> Bools:
         """(N,) items that meet a filter. Problem `unknown_field` or `invalid_request`."""
         try:
