@@ -270,3 +270,43 @@ def test_the_client_speaks_api_v1(listening, bundles):
         with pytest.raises(RefusedError, match="k: Input should be") as refused:
             client.recommend(history=[], k=0)
         assert (refused.value.code, refused.value.status) == ("invalid_request", 422)
+
+
+def test_a_publishable_key_reads_nothing_of_a_stored_history(serving, bundles, keys_file, keys_of):
+    mine, lost = bundles.history, "lost-marker"
+    events = [
+        {"event_id": str(n), "user_id": "ann", "item_id": item}
+        for n, item in enumerate([lost, *mine])
+    ]
+    scenarios = {"why": {"explain": True}}
+    with serving(keys_file=keys_file, scenarios=scenarios) as client:
+
+        def ask(role, path="recommend", status=200, **body):
+            key = {"X-Api-Key": keys_of[role]}
+            answer = client.post(f"/v1/{path}", json=body, headers=key)
+            assert answer.status_code == status, answer.text
+            return answer.json()
+
+        ask("publishable", "events", events=events)
+        for path, more in (("recommend", {"k": 60}), ("rank", {"items": bundles.ids})):
+            shown, own, seen = (
+                ask("publishable", path, user_id="ann", **more),
+                ask("publishable", path, history=mine, **more),
+                ask("secret", path, user_id="ann", **more),
+            )
+            assert [i["item_id"] for i in shown["items"]] == [i["item_id"] for i in own["items"]]
+            assert any(item["reason"].get("item_id") for item in own["items"])
+            assert [i["reason"] for i in seen["items"]] == [i["reason"] for i in own["items"]]
+            for item in shown["items"]:
+                assert item["reason"] == {
+                    "kind": "sequence", "text": "often follows a history like this"
+                }  # fmt: skip
+            assert lost not in str(shown)
+        for more in ({"dry_run": True}, {"k": 5}):
+            assert lost in ask("secret", user_id="ann", **more)["skipped_items"]
+            assert lost not in str(ask("publishable", user_id="ann", **more))
+        for who in ({"user_id": "ann"}, {"history": mine}):
+            for why in ({"explain": True}, {"scenario": "why"}):
+                refused = ask("publishable", status=403, k=2, **who, **why)
+                assert refused["code"] == "forbidden" and "secret" in refused["detail"]
+                assert ask("secret", k=2, **who, **why)["items"][0]["explanation"]

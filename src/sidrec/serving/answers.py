@@ -23,6 +23,7 @@ from sidrec.serving.snapshot import Snapshot
 from sidrec.types import Bools, Floats, Ints
 
 NOTHING = np.zeros(0, dtype=np.int64)
+FOLLOWS = {"kind": "sequence", "text": "often follows a history like this"}
 
 
 # What is asked ------------------------------------------------------------------------------------
@@ -192,6 +193,15 @@ def listed(
     return entries
 
 
+def without_history(body: dict[str, Any]) -> dict[str, Any]:
+    """The body without the items and codes of the history that it names."""
+    items = [
+        {**item, "reason": FOLLOWS} if item["reason"]["kind"] == "like_history" else item
+        for item in body.get("items", ())
+    ]
+    return {**body, "items": items} if items else body
+
+
 def popular_reasons(found: Found, rows_K: Ints) -> list[dict[str, Any]]:
     """Whether each item is popular in the segment of the request, or with everyone."""
     everyone = {"kind": "popular", "text": "popular with everyone"}
@@ -215,7 +225,7 @@ def reasons_of(snapshot: Snapshot, rows_T: Ints, rows_K: Ints) -> list[dict[str,
     for place, best in enumerate(best_K.tolist()):
         shared = int(shared_KT[place, best])
         if not shared:
-            reasons.append({"kind": "sequence", "text": "often follows a history like this"})
+            reasons.append(FOLLOWS)
             continue
         like = str(item_ids[newest_T[best]])
         reasons.append(

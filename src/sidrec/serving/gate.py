@@ -73,15 +73,21 @@ class Gate:
             metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
     def _admit(self, scope: Scope) -> None:
-        """Problem where the key does not suffice or the body says it is too long."""
+        """Problem where the key does not suffice or the body says it is too long.
+
+        Leaves the role for the routes: that of the admin where no keys are configured.
+        """
+        scope["state"]["role"] = "admin"
         if keys := self.service.keys:
             needed = needed_role(scope["method"], scope["path"])
+            scope["state"]["role"] = "public"
             if needed != "public":
                 role = role_of(keys, offered_key(scope["headers"]))
                 if role == "public":
                     raise Problem("unauthorised", hint="send Authorization: Bearer <key>")
                 if not may(role, needed):
                     raise Problem("forbidden", f"a key with role {needed!r} is needed")
+                scope["state"]["role"] = role
         for name, value in scope["headers"]:
             if name == b"content-length" and _too_long(value, self.service.settings.max_body_bytes):
                 raise _body_too_large(self.service.settings.max_body_bytes)

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from sidrec.serving import answers, schemas
+from sidrec.serving.auth import may
 from sidrec.serving.engine import Found, Query, seconds_of
 from sidrec.serving.looking import active_model
 from sidrec.serving.problems import Problem
@@ -74,6 +75,11 @@ async def history_of(
         return (), "store_unavailable"
 
 
+def may_not_see_history(request: Request, body: schemas.Asked | schemas.SearchRequest) -> bool:
+    """Whether the answer is made from a stored history that the key may not read."""
+    return body.history is None and not may(request.state.role, "secret")
+
+
 def require_history(missing: str | None) -> None:
     """Problem for an answer that is nothing without the history."""
     if missing == "deadline":
@@ -125,6 +131,8 @@ async def recommend(request: Request, body: RecommendRequest) -> Response:
     chosen = body.system is not None
     if body.scenario is not None:
         body = with_scenario(service, body)
+    if body.explain and not may(request.state.role, "secret"):
+        raise Problem("forbidden", "explain: a key with role 'secret' is needed")
     deadline = deadline_of(service, start, body.timeout_ms)
     history, missing = await history_of(service, body.user_id, body.history, deadline)
     experiment, system = None, body.system
@@ -142,12 +150,16 @@ async def recommend(request: Request, body: RecommendRequest) -> Response:
         require_history(missing)
         planned = service.engine.call(lambda s: answers.plan(s, prepare(s)), left)
         said = await while_connected(request, planned)
+        if may_not_see_history(request, body):
+            said["skipped_items"] = []
         return reply({"request_id": request.state.request_id, **said})
 
     def finish(found: Found) -> dict[str, Any]:
         return answers.recommend_answer(found, body)
 
     said = await while_connected(request, service.engine.recommend(prepare, finish, left))
+    if may_not_see_history(request, body):
+        said = {**answers.without_history(said), "skipped_items": []}
     return degraded_or_not(request, start, service, said, missing, experiment)
 
 
@@ -193,6 +205,8 @@ async def rank(request: Request, body: schemas.RankRequest) -> Response:
         deadline - time.perf_counter(),
     )
     said = await while_connected(request, found)
+    if may_not_see_history(request, body):
+        said = answers.without_history(said)
     return degraded_or_not(request, start, service, said, missing)
 
 
@@ -237,6 +251,8 @@ async def search(request: Request, body: schemas.SearchRequest) -> Response:
         deadline - time.perf_counter(),
     )
     said = await while_connected(request, found)
+    if may_not_see_history(request, body):
+        said["skipped_items"] = []
     return degraded_or_not(request, start, service, said, missing)
 
 

@@ -88,6 +88,7 @@ class RecommendRequest(Asked):
     """0 ranks by score alone; towards 1 an item that resembles one above it loses its place."""
     include_fields: Annotated[list[Word], Field(max_length=32)] = []
     explain: bool = False
+    """Say of each item what `/v1/explain` says; takes a key with role `secret`."""
     dry_run: bool = False
     """Say what would be asked, and ask nothing."""
 
