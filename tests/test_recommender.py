@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import sidrec
-from sidrec import fitted
+from sidrec import artifact, fitted
+from sidrec.decoding.prefix_index import PrefixIndex
+from sidrec.decoding.search import search
 from sidrec.errors import ArtifactError, ConfigError, DataError
 from sidrec.generators.causal import Causal
 from sidrec.recommender import serving_context
@@ -327,3 +329,22 @@ def test_ids_of_other_items_or_sizes_are_refused(recommender):
     wider = replace(ids, num_codes=tuple(v + 1 for v in ids.num_codes))
     with pytest.raises(DataError, match="codebooks of the sizes"):
         recommender.with_ids(wider, tokenizer)
+
+
+def test_weights_trained_on_other_ids_are_refused(recommender, tmp_path):
+    codes_NL = recommender.ids.codes
+    other = replace(recommender.ids, codes=codes_NL[np.roll(np.arange(len(codes_NL)), 1)])
+    context = serving_context(recommender.items, recommender.vectors, other)
+    recommender.save(tmp_path / "bundle")
+    saved = artifact.load_nested(artifact.load(tmp_path / "bundle"), "generator")
+    with pytest.raises(ArtifactError, match="trained on the semantic IDs"):
+        fitted.Fitted.load(saved, context)
+
+
+def test_an_index_of_other_codebook_sizes_is_refused(recommender, history):
+    ids = recommender.ids
+    wider = replace(ids, num_codes=tuple(2 * v for v in ids.num_codes))
+    rows = Histories.from_lists([recommender.items.rows(history)])
+    batch = HistoryBatch.from_histories(rows, max_length=20)
+    with pytest.raises(DataError, match="build the index from the IDs it was trained on"):
+        search(recommender.generator.value, batch, PrefixIndex.build(wider), k=3, beam_width=3)

@@ -20,7 +20,7 @@ import torch
 from sidrec import artifact, config
 from sidrec.config import Stage
 from sidrec.errors import ArtifactError
-from sidrec.fitted import Fitted
+from sidrec.fitted import IDS, Fitted
 from sidrec.retrieval.fusion import Hybrid
 from sidrec.search_part import UNDERSTANDING, SearchPart
 from sidrec.tokenizers.lifecycle import ids_version
@@ -42,9 +42,10 @@ def save(recommender: Recommender, path: str | Path) -> str:
         pl.DataFrame([ids, codes]).write_parquet(folder / "semantic_ids.parquet")
         recommender.embedding.save(folder / "embedding")
         recommender.tokenizer.save(folder / "tokenizer")
-        recommender.generator.save(folder / "generator")
+        trained_on = {IDS: recommender.ids_version}
+        recommender.generator.save(folder / "generator", trained_on)
         for name, fitted in recommender.scorers.items():
-            fitted.save(folder / f"scorer_{name}")
+            fitted.save(folder / f"scorer_{name}", trained_on)
         hybrid, search = recommender.hybrid, recommender.search_part
         for name, fitted in search.searchers.items() if search else ():
             fitted.save(folder / f"searcher_{name}")

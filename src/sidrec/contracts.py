@@ -54,7 +54,11 @@ class Embedder(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Vectors to semantic IDs."""
+    """Vectors to semantic IDs.
+
+    One that may have to do without something (items without events, a missing view) offers
+    `remarks`, sentences with a count that a fit shows.
+    """
 
     config_class: ClassVar[type]
 

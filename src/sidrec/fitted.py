@@ -21,8 +21,11 @@ from torch import nn
 
 from sidrec import artifact, config, methods
 from sidrec.errors import ArtifactError
+from sidrec.tokenizers.lifecycle import ids_version
 from sidrec.types import CatalogueContext, Floats, Ints
 
+IDS = "ids"
+"""Name, among an artifact's parents, of the version of the IDs that weights were trained on."""
 NUM_NEIGHBOURS = 8
 """A weight row of a new item starts as the mean over this many old items of nearest vectors."""
 BLOCK_CELLS = 4_000_000
@@ -57,7 +60,11 @@ class Fitted:
 
     @classmethod
     def load(cls, saved: artifact.Artifact, context: CatalogueContext | None = None) -> Self:
-        """The value that `save` wrote; modules need the catalogue they were built for."""
+        """The value that `save` wrote; modules need the catalogue they were built for.
+
+        ArtifactError where it names other semantic IDs than those of the context.
+        """
+        require_ids(saved, context)
         stage, _, name = saved.kind.partition("/")
         method_class = methods.resolve(stage, name)
         settings = config.parse(method_class.config_class, saved.config or {}, where=saved.kind)
@@ -67,6 +74,19 @@ class Fitted:
         model = method_class.build(context, settings)
         load_weights(model, saved)
         return cls(stage=stage, name=name, config=settings, value=model.eval())
+
+
+def require_ids(saved: artifact.Artifact, context: CatalogueContext | None) -> None:
+    """ArtifactError where weights were trained on other IDs. Older files do not name theirs."""
+    trained_on = saved.parents.get(IDS)
+    if trained_on is None or context is None or context.semantic_ids is None:
+        return
+    if trained_on != (found := ids_version(context.semantic_ids)):
+        raise ArtifactError(
+            f"{saved.path} was trained on the semantic IDs {trained_on[:12]}…, got {found[:12]}…: "
+            "its codes would mean other items; take the IDs of its own bundle, or carry it over "
+            "with `sidrec migrate` (`recommender.with_ids`)"
+        )
 
 
 def load_weights(model: nn.Module, saved: artifact.Artifact) -> None:

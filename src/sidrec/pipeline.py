@@ -43,6 +43,7 @@ from sidrec.recommender import Recommender, popularity_weights
 from sidrec.retrieval.fusion import Hybrid, tune_weights
 from sidrec.tokenizers.health import require_alive
 from sidrec.tokenizers.lifecycle import churn, ids_version, migration
+from sidrec.tokenizers.remarks import id_remarks, vector_remarks
 from sidrec.training import TrainEvent, train
 from sidrec.types import (
     Candidates,
@@ -277,6 +278,8 @@ class Stages:
         self.on_event({"stage": label, "message": "already done" if known else "fitting"})
         embedder, vectors = fit_embed(method_class, context, settings, folder)
         self.on_event({"stage": label, "finished": True})
+        for remark in vector_remarks(vectors):
+            self.on_event({"stage": label, "message": remark})
         fitted = Fitted(stage="embeddings", name=chosen.name, config=settings, value=embedder)
         return fitted, vectors, key
 
@@ -307,7 +310,10 @@ class Stages:
                 value = migration(parent, value.encode(self.vectors)).apply_to(value)
             return Fitted(stage="tokenizers", name=chosen.name, config=settings, value=value)
 
-        return self.cached("tokenizers", chosen.name, key, make, context), key
+        fitted = self.cached("tokenizers", chosen.name, key, make, context)
+        for remark in getattr(fitted.value, "remarks", ()):
+            self.on_event({"stage": f"tokenizers {chosen.name}", "message": remark})
+        return fitted, key
 
     @cached_property
     def ids(self) -> SemanticIds:
@@ -325,6 +331,8 @@ class Stages:
                 f"{chosen.name}, {report.share_after:.1%} after",
             }
         )
+        for remark in id_remarks(ids):
+            self.on_event({"stage": "semantic IDs", "message": remark})
         if self.parent is not None:
             kept = " ".join(f"{share:.1%}" for share in churn(self.parent, ids).kept)
             message = f"items that keep their first 1, 2, … codes of the parent: {kept}"

@@ -180,3 +180,14 @@ def test_migrate_prints_the_churn_and_writes_the_map(sidrec, tiny, tmp_path):
     assert (tmp_path / "map" / "item_map.parquet").is_file()
     code, _, err = sidrec("migrate", tiny.run_dir, tmp_path)
     assert code != 0 and "manifest.json" in err
+
+
+def test_what_of_a_history_was_not_read_and_why_a_list_is_empty_is_said(sidrec, tiny):
+    events = tiny.run.recommender.items.item_ids.tolist() * 2
+    history = ",".join(events)
+    code, _, err = sidrec(
+        "recommend", tiny.run_dir, "--history", history, "--system", "causal", "--include-seen"
+    )
+    assert code == 0 and "1 histories have over" in err
+    code, _, err = sidrec("recommend", tiny.run_dir, "--history", history)  # all are seen
+    assert code == 0 and "1 lists are empty" in err

@@ -71,6 +71,9 @@ def command(
         unknown=unknown,
     )
     rows = frame.to_dicts()
+    longest = recommender.max_length(recommender.system_named(system or None))
+    for remark in remarks([len(r["history"]) for r in requests], longest, rows, k):
+        output.note(remark)
     for row in rows:
         request = requests[int(row["user_id"])]
         row["user_id"] = str(request["user_id"])
@@ -89,6 +92,20 @@ def command(
         for row in rows if explain else ():
             output.line()
             explanation_table(row)
+
+
+def remarks(lengths: list[int], longest: int, rows: list[dict[str, Any]], k: int) -> list[str]:
+    """What of the histories was not read, and why lists are shorter than asked for."""
+    said, found = [], [0] * len(lengths)
+    if longest > 1 and (longer := sum(length > longest for length in lengths)):
+        said.append(f"{longer} histories have over {longest} items; the newest {longest} were read")
+    for row in rows:
+        found[int(row["user_id"])] += 1
+    if empty := found.count(0):
+        said.append(f"{empty} lists are empty: no item is left; relax --where or --exclude")
+    elif short_ones := sum(n < k for n in found):
+        said.append(f"{short_ones} lists have fewer than {k} items: no more are left")
+    return said
 
 
 def known(recommender: Any, history: list[str], unknown: str) -> list[str]:

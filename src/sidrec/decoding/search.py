@@ -18,6 +18,7 @@ from sidrec.contracts import Generator
 from sidrec.decoding.beam import beam_search
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
+from sidrec.errors import DataError
 from sidrec.types import Candidates, HistoryBatch
 
 
@@ -32,7 +33,16 @@ def search(
     weights_N: Tensor | None = None,
     **beam_options: Any,
 ) -> Candidates:
-    """The k best items of each request; `beam_options` are those of `beam_search` alone."""
+    """The k best items of each request; `beam_options` are those of `beam_search` alone.
+
+    DataError where the index holds IDs of other codebook sizes than the generator's.
+    """
+    writes = getattr(generator, "num_codes", index.num_codes)
+    if tuple(writes) != tuple(index.num_codes):
+        raise DataError(
+            f"{type(generator).__name__} writes codes of {tuple(writes)} a level, the index holds "
+            f"IDs of {tuple(index.num_codes)}; build the index from the IDs it was trained on"
+        )
     own = getattr(generator, "search", None)
     if own is not None:
         return own(batch, index, k=k, beam_width=beam_width, rules=rules, weights_N=weights_N)

@@ -128,6 +128,12 @@ class Acrq(RqVae):
     """None where nothing is frozen: one group, or `freeze` off."""
     report: AcrqReport = AcrqReport()
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the fit had to do without."""
+        cold = self.report.num_cold
+        return (f"{cold:,} items without events are in the tail group",) if cold else ()
+
     @classmethod
     def fit(  # type: ignore[override]
         cls, vectors: ItemVectors, config: AcrqConfig, context: CatalogueContext | None = None

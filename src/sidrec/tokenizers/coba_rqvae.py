@@ -199,6 +199,14 @@ class CobaRqVae(RqVae):
         plain = cls.of(model, config, mean_D, deviation_D)
         return replace(plain, neighbours=neighbours, activations=activations)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the fit had to do without."""
+        alone = self.neighbours.num_isolated
+        if not alone or self.config.alpha == 1:
+            return ()
+        return (f"{alone:,} items are bought with no other: their IDs come from content alone",)
+
     def project(self, vectors: ItemVectors) -> Floats:
         """Latents (N, Z) of the spread vectors."""
         require_width(self.config.method_name, vectors, len(self.mean_D))

@@ -114,6 +114,12 @@ class Letter(RqVae):
         plain = cls.of(model, config, mean_D, deviation_D)
         return replace(plain, num_without_collaborative=int((~known_rows(wanted_NZ)).sum()))
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the fit had to do without."""
+        alone = self.num_without_collaborative
+        return (f"{alone:,} items have no collaborative vector to be near to",) if alone else ()
+
     def state(self) -> dict[str, Any]:
         """A count."""
         return {"num_without_collaborative": self.num_without_collaborative}

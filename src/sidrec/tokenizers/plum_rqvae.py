@@ -201,6 +201,14 @@ class PlumRqVae(RqVae):
         isolated = int((np.diff(pairs_NN.indptr) == 0).sum())
         return replace(plain, views=views, num_missing=missing, num_isolated=isolated)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the fit had to do without."""
+        said = [f"{n:,} items have no view {view!r}" for view, n in self.num_missing.items() if n]
+        if self.num_isolated and self.config.contrast:
+            said.append(f"{self.num_isolated:,} items co-occur with none: no contrast for them")
+        return tuple(said)
+
     def project(self, vectors: ItemVectors) -> Floats:
         """Latents (N, Z); items unseen in `fit` have no collaborative view."""
         require_width(self.config.method_name, vectors, self.views.given)

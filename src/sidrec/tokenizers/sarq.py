@@ -170,6 +170,13 @@ class Sarq:
         return cls(config, quantiser, nodes, float(tau), num_events)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the fit had to do without."""
+        if self.config.weighted and not self.num_events:
+            return ("no training event names an item: lengths follow the vectors alone",)
+        return ()
+
+    @property
     def num_codes(self) -> tuple[int, ...]:
         """L codebook sizes, coarse to fine."""
         return tuple(self.quantiser.num_codes)
