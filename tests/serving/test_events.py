@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from sidrec.serving.events import export_parquet
+from sidrec.serving.schemas import Event
 
 MARKER = "marker-7f3a"
 
@@ -158,3 +160,26 @@ def test_the_export_reads_back_as_interactions(serving, bundles, tmp_path):
 def test_a_batch_has_one_to_a_thousand_events(shared, count):
     rows = [event(i) for i in range(count)]
     assert send(shared, *rows, status=422)["errors"][0]["field"] == "events"
+
+
+def test_a_user_id_may_end_as_a_route_does(listening):
+    """Over a real socket: the test client decodes paths twice."""
+    from urllib.parse import quote
+    from urllib.request import Request, urlopen
+
+    def ask(path, method="GET"):
+        with urlopen(Request(f"{server.url}/v1/users/{path}", method=method)) as answer:
+            return json.load(answer)
+
+    with listening() as server:
+        add = server.service.events.add
+        add([Event(event_id="ann", user_id="ann", item_id="anns")]).result()
+        for user in ("ann/history", "a/b", "/history", "ann%2Fhistory", "history"):
+            add([Event(event_id=user, user_id=user, item_id="theirs")]).result()
+            path = quote(user, safe="")
+            assert [event["user_id"] for event in ask(path)["events"]] == [user]
+            assert ask(f"{path}/history") == {"user_id": user, "items": ["theirs"]}
+            assert ask("ann/history") == {"user_id": "ann", "items": ["anns"]}
+            assert ask(path, "DELETE") == {"user_id": user, "events": 1}
+        assert ask("a/b/history")["user_id"] == "a/b"
+        assert len(ask("ann")["events"]) == 1

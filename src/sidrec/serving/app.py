@@ -22,6 +22,7 @@ from sidrec.serving.problems import Problem, from_validation, problem_response
 from sidrec.serving.routes import router
 from sidrec.serving.service import Service
 from sidrec.serving.settings import ServeSettings
+from sidrec.serving.user_routes import users
 
 OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
@@ -46,6 +47,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(users)
     app.include_router(looking)
     app.add_middleware(Gate, service=service)
     app.add_exception_handler(Problem, on_problem)  # type: ignore[arg-type]

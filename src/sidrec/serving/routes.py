@@ -333,31 +333,6 @@ async def delete_item(request: Request, item_id: IdInPath) -> Response:
     )
 
 
-@router.get("/v1/users/{user_id:path}/history", responses=says(schemas.UserHistory, 429, 503))
-async def user_history(request: Request, user_id: IdInPath) -> Response:
-    """What recommendations for a user are made from."""
-    service = service_of(request)
-    found = await service.lines.reads.run(service.events.history, user_id)
-    return reply({"user_id": user_id, "items": list(found)})
-
-
-@router.get("/v1/users/{user_id:path}", responses=says(schemas.UserExport, 429, 503))
-async def export_user(request: Request, user_id: IdInPath) -> Response:
-    """Everything that is stored of a user."""
-    service = service_of(request)
-    events, truncated = await service.lines.looks.run(service.events.export, user_id)
-    return reply({"user_id": user_id, "events": events, "truncated": truncated})
-
-
-@router.delete("/v1/users/{user_id:path}", responses=says(schemas.UserErased, 429, 503))
-async def erase_user(request: Request, user_id: IdInPath) -> Response:
-    """Delete everything that is stored of a user."""
-    service = service_of(request)
-    gone = await asyncio.wrap_future(service.events.erase(user_id))
-    await service.lines.changes.run(service.store.checkpoint)
-    return reply({"user_id": user_id, "events": gone})
-
-
 # Operating ---------------------------------------------------------------------------------------
 
 
