@@ -91,6 +91,22 @@ def test_with_an_id_for_each_item_the_order_is_the_beams(bundle, questions):
         np.testing.assert_array_equal(found.rows_BK, expected.rows_BK)
 
 
+def test_the_whole_catalogue_is_compared_given_an_id_that_the_rules_leave(bundle, questions):
+    """Two IDs, one of them forbidden: the vector is that of the other, for every request."""
+    codes_N1 = (np.arange(len(bundle.items)) % 2)[:, None]
+    systems = with_codes(bundle, codes_N1, (2,))
+    for left in (0, 1):
+        keep_N = codes_N1[:, 0] == left
+        found = fusion(systems, within_ids=False).answer(questions, 12, keep_N=keep_N)
+        logits_BN = cosines(systems, questions, left)
+        expected = top_items(logits_BN, 12, None, keep_N).rows_BK
+        np.testing.assert_array_equal(found.rows_BK, expected)
+    nothing = np.zeros(len(bundle.items), dtype=bool)
+    assert (
+        fusion(systems, within_ids=False).answer(questions, 3, keep_N=nothing).rows_BK == PAD
+    ).all()
+
+
 def test_a_score_is_the_product_of_both_shares(bundle, questions):
     asked = fusion(bundle, num_ids=4, num_per_id=3)
     found = asked.answer(questions, 6)

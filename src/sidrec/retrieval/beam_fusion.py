@@ -174,19 +174,22 @@ class BeamFusion:
         return self.systems.generator.value
 
     @torch.inference_mode()
-    def everywhere(self, batch: HistoryBatch) -> Tensor:
-        """(B, N) logits of the whole catalogue, given the best ID of each request."""
+    def everywhere(self, batch: HistoryBatch, rules: Rules | None = None) -> Tensor:
+        """(B, N) logits of the whole catalogue, given the best ID that the rules leave."""
         model, index = self.model, self.systems.index
         best = search_ids(
             model,
             batch,
             index,
             beam_width=self.systems.beam_width,
+            rules=rules,
             renormalise=self.systems.renormalise,
         )
         best = replace(best, leaves_BW=best.leaves_BW[:, :1], scores_BW=best.scores_BW[:, :1])
         requests_E, rows_E = best.items()
         each_B = torch.arange(batch.num_requests, device=rows_E.device)
+        # where nothing is left there is no answer either: any ID will do
+        rows_E = torch.cat([rows_E, rows_E.new_zeros(1)])
         carrier_B = rows_E[torch.searchsorted(requests_E, each_B)]
         users_BD = model.dense_states(batch, model.symbols_NL[carrier_B][:, None])[:, 0]
         items_ND = model.dense_items()
@@ -235,7 +238,8 @@ class BeamFusion:
                 "beam_fusion.tau and psi are not chosen; set them, or tune on validation"
             )
         if not config.within_ids:
-            return top_items(self.everywhere(batch), k, exclude, keep_N)
+            rules = rules_of(keep_N, exclude)
+            return top_items(self.everywhere(batch, rules), k, exclude, keep_N)
         found = self.ranked(batch, k, config.num_ids, config.num_per_id, exclude, keep_N)
         short = np.flatnonzero((found.rows_BK == PAD).any(axis=1))
         if not len(short):
@@ -256,16 +260,20 @@ class BeamFusion:
         keep_N: Bools | None,
     ) -> Candidates:
         """The k best of so many IDs and so many items of each."""
-        rules = None
-        if keep_N is not None or exclude is not None:
-            rules = Rules(keep_N=keep_N, exclude=exclude)
-        found = self.compared(batch, num_ids, num_per_id, rules)
+        found = self.compared(batch, num_ids, num_per_id, rules_of(keep_N, exclude))
         if self.config.fusion:
             assert self.config.tau is not None and self.config.psi is not None
             scores_BMA = fused(found, self.config.tau, self.config.psi)
         else:
             scores_BMA = one_after_another(found)
         return listed(found.rows_BMA.flatten(1), scores_BMA.flatten(1), k)
+
+
+def rules_of(keep_N: Bools | None, exclude: Sequence[Ints] | None) -> Rules | None:
+    """What a search takes; None where there is no rule."""
+    if keep_N is None and exclude is None:
+        return None
+    return Rules(keep_N=keep_N, exclude=exclude)
 
 
 def fused(found: Compared, tau: float, psi: float) -> Tensor:
