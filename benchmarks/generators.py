@@ -6,11 +6,12 @@
 Each run of `generator_rows.RUNS` embeds as the default recipe does, makes PLUM's IDs (unless its
 method has IDs of its own), then trains its generator, and each scorer it needs, for `--seconds` of
 processor time, validation included; choices are made on validation, the test part is read once.
-Finished runs are kept under `--runs`. `--latency` loads them and times all rows in turn, one user
-at a time and in batches: run it alone on an idle machine. Every call writes all that is there.
-Figures: `<data>.<row>.{recall,ndcg}@{5,10}`, `<data>.<row>.no_events.recall@10` (targets without a
-training event), `<data>.<row>.coverage@10`, `<data>.<row>.{parameters,train_seconds}`, paired
-differences `<data>.<row>_minus_causal_same_budget.<metric>`, and with `--latency`
+Finished runs are kept under `--runs` by their settings. `--latency` loads those of these seconds
+and times all rows in turn, one user at a time and in batches: run it alone on an idle machine.
+Every call writes all that is there of these seconds.
+Figures: `<data>.<row>.[<stratum>.]{recall,ndcg}@{5,10}`, `no_events` being targets without a
+training event, `<data>.<row>.coverage@10`, `<data>.<row>.{parameters,train_seconds}`, paired
+differences `<data>.<row>_minus_causal_same_budget.[<stratum>.]<metric>`, and with `--latency`
 `generators.<row>.beam<width>.{one_user.p50,batch.users_per_second}`.
 """
 
@@ -25,11 +26,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kept_rows
 import numpy as np
 import torch
 from figures import write
 from generator_rows import BASELINE, RUNS, GeneratorRun
-from quality import as_difference, as_figure
+from paired_rows import METRICS, by_group, differences, strata_of
+from quality import as_figure
 
 import sidrec
 from sidrec import config
@@ -37,7 +40,7 @@ from sidrec.checkpoints import load_newest
 from sidrec.cli import output
 from sidrec.config import Method
 from sidrec.data import load_named, split
-from sidrec.evaluation import Report, average_seeds, compare
+from sidrec.evaluation import Report, average_seeds
 from sidrec.pipeline import evaluate_systems, fit
 from sidrec.recipe import (
     COLLISIONS,
@@ -52,7 +55,6 @@ from sidrec.recipe import (
 from sidrec.recommender import Recommender
 from sidrec.types import Dataset, Split
 
-METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 BEAMS = (20, 50)
 K = 10
 
@@ -70,7 +72,11 @@ def main() -> None:
     dataset = load_named(arguments.data)
     parts = split(dataset, "leave_one_out")
     if arguments.latency:
-        times = latencies(parts, arguments.runs / f"{arguments.data}-seed0", arguments.users)
+        folder = arguments.runs / f"{arguments.data}-seed0"
+        kept = finished(dataset, folder, arguments.seconds)
+        if not kept:
+            parser.error(f"no run of {arguments.seconds:g} seconds is finished in {folder}")
+        times = latencies(parts, kept, arguments.users)
         command = " ".join(["python", *sys.argv])
         path = write(f"generators_{arguments.data}", times, seeds=[0], command=command,
                      folder="speed", notes=f"{torch.get_num_threads()} threads")  # fmt: skip
@@ -79,10 +85,11 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.runs / f"{arguments.data}-seed{seed}"
         for name in arguments.only:
-            if not (folder / name / "rows.json").exists():
-                settings = settings_for(dataset, RUNS[name], seed, arguments.seconds)
-                measure(dataset, parts, settings, RUNS[name], folder, folder / name)
-    figures, seeds = collect(arguments.data, arguments.runs)
+            settings = settings_for(dataset, RUNS[name], seed, arguments.seconds)
+            kept = kept_rows.folder_of(folder, name, settings)
+            if not (kept / "rows.json").exists():
+                measure(dataset, parts, settings, RUNS[name], folder, kept)
+    figures, seeds = collect(dataset, parts, arguments.runs, arguments.seconds)
     path = write(
         f"generators_{arguments.data}",
         figures,
@@ -130,6 +137,7 @@ def measure(
     """Fit, keep the bundle, read the test part, and write what the table needs."""
     with output.progress() as show:
         recommender = fit(dataset, settings, run_dir=shared, on_event=show)
+    kept_rows.record(folder, settings)
     recommender.save(folder / "bundle")
     systems = list(chosen.rows.values())
     reports = evaluate_systems(recommender, dataset, parts, settings=settings, systems=systems)
@@ -165,57 +173,54 @@ def newest(folder: Path) -> float:
     return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
-def collect(data: str, runs: Path) -> tuple[dict[str, dict[str, Any]], list[int]]:
-    """Figures of every finished row, averaged over its seeds."""
+def finished(dataset: Dataset, folder: Path, seconds: float) -> dict[str, Path]:
+    """Run -> where it is kept, of those that are finished with these seconds."""
+    seed = int(folder.name.rsplit("seed", 1)[1])
+    kept = {
+        name: kept_rows.folder_of(folder, name, settings_for(dataset, chosen, seed, seconds))
+        for name, chosen in RUNS.items()
+    }
+    return {name: path for name, path in kept.items() if (path / "rows.json").exists()}
+
+
+def collect(
+    dataset: Dataset, parts: Split, runs: Path, seconds: float
+) -> tuple[dict[str, dict[str, Any]], list[int]]:
+    """Figures of every row finished with these seconds, averaged over its seeds."""
     reports: dict[str, dict[int, Report]] = {}
     costs: dict[str, list[Mapping[str, float]]] = {}
-    for folder in sorted(runs.glob(f"{data}-seed*")):
+    for folder in sorted(runs.glob(f"{dataset.name}-seed*")):
         seed = int(folder.name.rsplit("seed", 1)[1])
-        for path in sorted(folder.glob("*/rows.json")):
-            for row, cost in json.loads(path.read_text()).items():
-                report = Report.from_json((path.parent / f"{row}.json").read_text())
+        for kept in finished(dataset, folder, seconds).values():
+            for row, cost in json.loads((kept / "rows.json").read_text()).items():
+                report = Report.from_json((kept / f"{row}.json").read_text())
                 reports.setdefault(row, {})[seed] = report
                 costs.setdefault(row, []).append(cost)
     figures: dict[str, dict[str, Any]] = {}
     for row, of in reports.items():
-        report = average_seeds(list(of.values()))
-        for metric in (*METRICS, "coverage@10"):
-            figures[f"{data}.{row}.{metric}"] = {
-                **as_figure(report.figures[metric]),
-                "seeds": sorted(of),
-            }
-        for stratum in ("head", "mid", "tail", "cold"):
-            shown = "no_events" if stratum == "cold" else stratum
-            if stratum in report.strata:
-                figure = as_figure(report.strata[stratum]["recall@10"])
-                figures[f"{data}.{row}.{shown}.recall@10"] = figure
+        start, report = f"{dataset.name}.{row}", average_seeds(list(of.values()))
+        groups = strata_of(report.targets, parts.train_counts_N, no_events="no_events")
+        figures |= by_group(start, of, groups)
+        coverage = as_figure(report.figures["coverage@10"])
+        figures[f"{start}.coverage@10"] = {**coverage, "seeds": sorted(of)}
         for name, unit in (("parameters", "parameters"), ("train_seconds", "s")):
             value = float(np.mean([cost[name] for cost in costs[row]]))
-            figures[f"{data}.{row}.{name}"] = {"value": round(value, 1), "unit": unit}
-        common = sorted(set(of) & set(reports.get(BASELINE, {})))
-        if row == BASELINE or not common:
-            continue
-        mine, theirs = (
-            average_seeds([found[seed] for seed in common]) for found in (of, reports[BASELINE])
-        )
-        for metric in METRICS:
-            figures[f"{data}.{row}_minus_{BASELINE}.{metric}"] = {
-                **as_difference(compare(mine, theirs, metric)),
-                "seeds": common,
-            }
+            figures[f"{start}.{name}"] = {"value": round(value, 1), "unit": unit}
+        if row != BASELINE and BASELINE in reports:
+            figures |= differences(f"{start}_minus_{BASELINE}", of, reports[BASELINE], groups)
     return figures, sorted({seed for of in reports.values() for seed in of})
 
 
-def latencies(parts: Split, folder: Path, num_users: int) -> dict[str, dict[str, Any]]:
-    """p50 of one user and users a second of every finished row, rows in turn within each pass."""
+def latencies(parts: Split, kept: Mapping[str, Path], num_users: int) -> dict[str, dict[str, Any]]:
+    """p50 of one user and users a second of every kept row, rows in turn within each pass."""
     histories = parts.test.histories.take(
         np.random.default_rng(0).permutation(len(parts.test))[: max(num_users, 2048)]
     )
     asked: dict[str, tuple[Recommender, str]] = {}
-    for path in sorted(folder.glob("*/rows.json")):
-        recommender = sidrec.load(path.parent / "bundle")
-        for row in json.loads(path.read_text()):
-            asked[row] = recommender, RUNS[path.parent.name].rows[row]
+    for name, folder in kept.items():
+        recommender = sidrec.load(folder / "bundle")
+        for row in json.loads((folder / "rows.json").read_text()):
+            asked[row] = recommender, RUNS[name].rows[row]
     figures: dict[str, dict[str, Any]] = {}
     for beam in BEAMS:
         chosen = {row: (replace(r, beam_width=beam), s) for row, (r, s) in asked.items()}

@@ -6,8 +6,9 @@
 Rows: `s2gr`; `_no_reason`, without thoughts, which is the backbone; `_no_supervision`, thoughts
 that are taught nothing; `_all_first`, all thoughts before the first code; `_rqvae`, all of it on
 plain RQ-VAE IDs. The others have CoBa RQ-VAE's. Same vectors, same budget, and with `--generator
-s2gr_tiger` the same on the encoder-decoder. A finished row is kept under `--runs` by its settings
-and not done again; every call writes all rows that are there with these settings.
+s2gr_tiger` the same on the encoder-decoder, where `_no_reason` is shown as `tiger_coba`. A
+finished row is kept under `--runs` by its settings and not done again; every call writes all rows
+that are there with these settings.
 Figures: `<data>.<row>.[min10.]<metric>`, min10 being the paper's protocol: users with at least 10
 events; paired differences `<data>.<generator>_minus_<row>.[min10.]<metric>`;
 `<data>.<row>.level<n>_accuracy` of each code with the true codes before it,
@@ -26,24 +27,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kept_rows
 import numpy as np
 import torch
 from figures import write
-from quality import as_figure
+from paired_rows import METRICS, by_group, differences
 
 from sidrec import artifact, config
 from sidrec.cli import output
 from sidrec.data import load_named, split
 from sidrec.decoding.levels import level_accuracy, thought_accuracy
-from sidrec.evaluation import Report, average_seeds
-from sidrec.evaluation.report import figures_of
-from sidrec.evaluation.significance import paired
+from sidrec.evaluation import Report
 from sidrec.pipeline import evaluate_systems, fit
 from sidrec.recipe import GENERATOR, TOKENIZER, HybridConfig, RunConfig, default_config
 from sidrec.recommender import Recommender
 from sidrec.types import Bools, Dataset, Examples, Split
 
-METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 LEAST_EVENTS = 10
 """The paper drops test users with fewer events."""
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,6 +53,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "_rqvae": ("rqvae", {}),
 }
 """What comes after the generator's name -> tokenizer, settings of the generator."""
+SHOWN = {"s2gr_tiger_no_reason": "tiger_coba"}
+"""Row -> its name in figures: without thoughts it is TIGER on CoBa IDs."""
 
 
 def main(words: list[str] | None = None) -> None:
@@ -70,7 +71,7 @@ def main(words: list[str] | None = None) -> None:
             with output.progress() as show:
                 recommender = fit(dataset, settings, run_dir=stages, on_event=show)
             report, levels = measured(recommender, dataset, parts, settings, asked.part)
-            folder.mkdir(parents=True, exist_ok=True)
+            kept_rows.record(folder, settings)
             plain = {**levels, "settings": config.to_dict(settings.generator)}
             (folder / f"{asked.part}_levels.json").write_text(json.dumps(plain, indent=1))
             artifact.write_text(folder / f"{asked.part}.json", report.to_json())
@@ -147,8 +148,7 @@ def plain_value(text: str) -> Any:
 
 def folder_of(asked: argparse.Namespace, row: str, settings: RunConfig) -> Path:
     """Where a row of these settings is kept."""
-    key = artifact.value_hash(config.to_dict(settings))[:10]
-    return asked.runs / f"{asked.data}-seed{settings.seed}" / f"{row}-{key}"
+    return kept_rows.folder_of(asked.runs / f"{asked.data}-seed{settings.seed}", row, settings)
 
 
 def measured(
@@ -198,12 +198,16 @@ def collect(
                 reports.setdefault(row, {})[seed] = Report.from_json(path.read_text())
                 levels[seed] = json.loads((kept / f"{asked.part}_levels.json").read_text())
         if levels:
-            figures |= row_figures(f"{asked.data}.{row}", reports[row], levels, groups)
+            start = f"{asked.data}.{SHOWN.get(row, row)}"
+            figures |= row_figures(start, reports[row], levels, groups)
     first = asked.generator
     for row in reports:
         if row != first and first in reports:
             figures |= differences(
-                f"{asked.data}.{first}_minus_{row}", reports[first], reports[row], groups
+                f"{asked.data}.{first}_minus_{SHOWN.get(row, row)}",
+                reports[first],
+                reports[row],
+                groups,
             )
     return figures, sorted({seed for of in reports.values() for seed in of})
 
@@ -215,17 +219,8 @@ def row_figures(
     groups: Mapping[str, Bools],
 ) -> dict[str, dict[str, Any]]:
     """Metrics of all users and of each group, what is right at each level, and the settings."""
-    figures: dict[str, dict[str, Any]] = {}
-    seeds, report = sorted(reports), average_seeds([reports[seed] for seed in sorted(reports)])
-    for group, chosen_Q in groups.items():
-        found = figures_of(report.per_user, list(METRICS), chosen=chosen_Q)
-        for metric in METRICS:
-            by_seed = [float(reports[s].per_user[metric][chosen_Q].mean()) for s in seeds]
-            figures[f"{start}.{group}{metric}"] = {
-                **as_figure(found[metric]),
-                "seeds": seeds,
-                "by_seed": [round(value, 5) for value in by_seed],
-            }
+    figures = by_group(start, reports, groups)
+    seeds = sorted(reports)
     names = {"accuracy": "level{}_accuracy", "holds_code": "thought{}_holds_code",
              "majority": "majority{}_holds_code"}  # fmt: skip
     for name, figure in names.items():
@@ -235,7 +230,7 @@ def row_figures(
                 figures[f"{start}.{figure.format(level)}"] = {
                     "value": round(float(values_S.mean()), 5),
                     "unit": "ratio",
-                    "n": len(report.targets),
+                    "n": len(reports[seeds[0]].targets),
                     "seeds": seeds,
                 }
     last = levels[seeds[-1]]
@@ -245,30 +240,6 @@ def row_figures(
         "seeds": seeds,
         "settings": last["settings"],
     }
-    return figures
-
-
-def differences(
-    start: str,
-    first: Mapping[int, Report],
-    second: Mapping[int, Report],
-    groups: Mapping[str, Bools],
-) -> dict[str, dict[str, Any]]:
-    """First minus second on the same users, averaged over the seeds that both have."""
-    if not (common := sorted(set(first) & set(second))):
-        return {}
-    mine, theirs = (average_seeds([of[seed] for seed in common]) for of in (first, second))
-    figures = {}
-    for group, chosen_Q in groups.items():
-        for metric in METRICS:
-            values = (report.per_user[metric][chosen_Q] for report in (mine, theirs))
-            figure, p = paired(*values)
-            figures[f"{start}.{group}{metric}"] = {
-                **as_figure(figure),
-                "unit": "difference",
-                "p": round(p, 5),
-                "seeds": common,
-            }
     return figures
 
 

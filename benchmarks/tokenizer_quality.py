@@ -4,12 +4,14 @@
 
 For each method and seed: fit the tokenizer on the default vectors (timed), look at its IDs as they
 come and after the collision policy, train the default generator on them for `--epochs`, and read
-the test part once. A finished one is kept under `--runs` and not done again, so the table grows
-over several calls; every call writes all that is there. `--ids-only` stops before the generator,
-`--ablations` writes what concerns variants alone, to a file of its own.
+the test part once. A finished one is kept under `--runs` by its settings and not done again, so
+the table grows over several calls; every call writes all that is there of these epochs.
+`--ids-only` stops before the generator, `--ablations` writes what concerns variants alone, to a
+file of its own; rows of another budget than a table's need a `--label`, a `<data>.<label>`.
 Figures: `<data>.tokenizer.<method>.{icr,cur,collision_share,fit_seconds,...}`,
 `<data>.<method>_ids.[<stratum>.]<metric>`, and paired differences
-`<data>.<method>_ids_minus_<baseline>_ids.<metric>` on the seeds both have.
+`<data>.<method>_ids_minus_<baseline>_ids.[<stratum>.]<metric>` on the seeds both have; the stratum
+`cold` is of targets without training events (cold_start.py has the protocol of new items).
 `fit_seconds` is processor time of one thread.
 """
 
@@ -24,24 +26,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kept_rows
 import numpy as np
 from figures import write
-from quality import BEYOND, STRATA, as_difference, as_figure
-from tokenizer_rows import METHODS, VARIANTS
+from paired_rows import METRICS, by_group, differences, strata_of
+from quality import BEYOND, STRATA, as_figure
+from tokenizer_rows import METHODS, VARIANTS, baselines_of
 
 from sidrec import config, methods
 from sidrec.cli import output
 from sidrec.data import load_named, split
 from sidrec.embeddings.cache import fit_embed
-from sidrec.evaluation import Report, average_seeds, compare
+from sidrec.evaluation import Report, average_seeds
 from sidrec.evaluation.strata import by_training_count
 from sidrec.pipeline import evaluate_systems, fit
 from sidrec.recipe import COLLISIONS, TOKENIZER, HybridConfig, RunConfig, default_config
 from sidrec.tokenizers.health import health
 from sidrec.types import Bools, CatalogueContext, Dataset, Ints, ItemVectors, Split
-
-METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-BASELINES = ("residual_kmeans", "rqvae", "plum_rqvae")
 
 
 def main() -> None:
@@ -54,6 +55,9 @@ def main() -> None:
     parser.add_argument("--ids-only", action="store_true", help="train no generator")
     parser.add_argument("--ablations", action="store_true", help="write the variants alone")
     parser.add_argument("--tag", default="", help="added to the name of the file")
+    parser.add_argument(
+        "--label", default="", help="put after the data set in figures' names: rows of a budget"
+    )
     arguments = parser.parse_args()
     dataset = load_named(arguments.data)
     parts = split(dataset, "leave_one_out")
@@ -61,19 +65,23 @@ def main() -> None:
         folder = arguments.runs / f"{arguments.data}-seed{seed}"
         for name in arguments.methods:
             settings = settings_for(dataset, name, seed, arguments.epochs)
-            done = folder / name / "ids.json"
+            kept = kept_rows.folder_of(folder, name, settings)
+            done = kept / "ids.json"
             if not done.exists():
                 figures = figures_of_ids(dataset, parts, settings, folder)
-                done.parent.mkdir(parents=True, exist_ok=True)
+                kept_rows.record(kept, settings)
                 done.write_text(json.dumps(figures, indent=1))
                 print(name, seed, json.dumps(figures), flush=True)
-            done = folder / name / "report.json"
+            done = kept / "report.json"
             if not (arguments.ids_only or done.exists()):
                 done.write_text(measure(dataset, parts, settings, folder).to_json())
                 print(name, seed, short(Report.from_json(done.read_text())), flush=True)
-    figures, seeds = collect(arguments.data, arguments.runs)
+    figures, seeds = collect(
+        dataset, parts, arguments.runs, arguments.epochs, label=arguments.label
+    )
     if arguments.ablations:
-        figures = {name: figure for name, figure in figures.items() if of_variant(name)}
+        start = named(arguments.data, arguments.label)
+        figures = {n: f for n, f in figures.items() if of_variant(n.removeprefix(f"{start}."))}
     kind = "tokenizer_ablations" if arguments.ablations else "tokenizers"
     path = write(
         "_".join(filter(None, (kind, arguments.tag, arguments.data))),
@@ -87,10 +95,15 @@ def main() -> None:
 
 
 def of_variant(figure: str) -> bool:
-    """Whether a figure is of a variant, or of lengths and sharing by popularity."""
+    """Whether a figure, without its data set, is of a variant, or of lengths by popularity."""
     part = figure.split(".")
-    system = part[2] if part[1] == "tokenizer" else part[1].partition("_ids")[0]
-    return system in VARIANTS or (part[1] == "tokenizer" and part[3] in STRATA)
+    system = part[1] if part[0] == "tokenizer" else part[0].partition("_ids")[0]
+    return system in VARIANTS or (part[0] == "tokenizer" and part[2] in STRATA)
+
+
+def named(data: str, label: str) -> str:
+    """What figures' names begin with."""
+    return f"{data}.{label}" if label else data
 
 
 def settings_for(dataset: Dataset, name: str, seed: int, epochs: int) -> RunConfig:
@@ -172,52 +185,60 @@ def measure(dataset: Dataset, parts: Split, settings: RunConfig, folder: Path) -
     return replace(report, seeds=(settings.seed,))
 
 
-def collect(data: str, runs: Path) -> tuple[dict[str, dict[str, Any]], list[int]]:
-    """Figures of every finished method, averaged over its seeds."""
-    ids: dict[str, list[Mapping[str, float]]] = {}
+def collect(
+    dataset: Dataset, parts: Split, runs: Path, epochs: int, *, label: str = ""
+) -> tuple[dict[str, dict[str, Any]], list[int]]:
+    """Figures of every finished method of these epochs, averaged over its seeds."""
+    ids: dict[str, dict[int, Mapping[str, float]]] = {}
     reports: dict[str, dict[int, Report]] = {}
-    for folder in sorted(runs.glob(f"{data}-seed*")):
+    for folder in sorted(runs.glob(f"{dataset.name}-seed*")):
         seed = int(folder.name.rsplit("seed", 1)[1])
-        for path in sorted(folder.glob("*/ids.json")):
-            ids.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
-        for path in sorted(folder.glob("*/report.json")):
-            reports.setdefault(path.parent.name, {})[seed] = Report.from_json(path.read_text())
+        for name in (*METHODS, *VARIANTS):
+            settings = settings_for(dataset, name, seed, epochs)
+            kept = kept_rows.folder_of(folder, name, settings)
+            if (path := kept / "ids.json").exists():
+                ids.setdefault(name, {})[seed] = json.loads(path.read_text())
+            if (path := kept / "report.json").exists():
+                reports.setdefault(name, {})[seed] = Report.from_json(path.read_text())
+    data = named(dataset.name, label)
     figures: dict[str, dict[str, Any]] = {}
-    for name, seeds in ids.items():
-        for figure in seeds[0]:
-            values = [found[figure] for found in seeds]
-            unit = "s" if figure == "fit_seconds" else "ratio"
-            figures[f"{data}.tokenizer.{name}.{figure}"] = {
-                "value": round(float(np.mean(values)), 6),
-                "unit": unit,
-                "by_seed": [round(float(value), 6) for value in values],
-            }
+    for name, of in ids.items():
+        figures |= id_figures(f"{data}.tokenizer.{name}", of)
+    counts_N = parts.train_counts_N
     for name, of in reports.items():
-        report = average_seeds(list(of.values()))
-        for metric in (*METRICS, *BEYOND):
-            if metric in report.figures:
-                figures[f"{data}.{name}_ids.{metric}"] = {
-                    **as_figure(report.figures[metric]),
-                    "seeds": sorted(of),
-                }
-        for stratum in STRATA:
-            for metric in METRICS:
-                if metric in report.strata.get(stratum, {}):
-                    figure = as_figure(report.strata[stratum][metric])
-                    figures[f"{data}.{name}_ids.{stratum}.{metric}"] = figure
-        for baseline in BASELINES:
-            common = sorted(set(of) & set(reports.get(baseline, {})))
-            if baseline == name or not common:
-                continue
-            mine, theirs = (
-                average_seeds([found[seed] for seed in common]) for found in (of, reports[baseline])
-            )
-            for metric in METRICS:
-                figures[f"{data}.{name}_ids_minus_{baseline}_ids.{metric}"] = {
-                    **as_difference(compare(mine, theirs, metric)),
-                    "seeds": common,
-                }
-    return figures, sorted({seed for of in reports.values() for seed in of})
+        start, report = f"{data}.{name}_ids", average_seeds(list(of.values()))
+        groups = strata_of(report.targets, counts_N)
+        figures |= by_group(start, of, groups)
+        for metric in (metric for metric in BEYOND if metric in report.figures):
+            figure = as_figure(report.figures[metric])
+            figures[f"{start}.{metric}"] = {**figure, "seeds": sorted(of)}
+        for baseline in baselines_of(name):
+            if baseline in reports:
+                pair = f"{start}_minus_{baseline}_ids"
+                figures |= differences(pair, of, reports[baseline], groups)
+    return figures, sorted({seed for of in (*reports.values(), *ids.values()) for seed in of})
+
+
+def id_figures(start: str, of: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Means of the figures of IDs over the seeds that have them: older runs may lack some."""
+    figures = {}
+    for name in dict.fromkeys(name for found in of.values() for name in found):
+        values = {seed: float(of[seed][name]) for seed in sorted(of) if name in of[seed]}
+        figures[f"{start}.{name}"] = {
+            "value": round(float(np.mean(list(values.values()))), 6),
+            "unit": unit_of(name),
+            "seeds": list(values),
+            "by_seed": [round(value, 6) for value in values.values()],
+        }
+    return figures
+
+
+def unit_of(figure: str) -> str:
+    """The unit of a figure of IDs; a stratum before the name does not change it."""
+    name = figure.rsplit(".", 1)[-1]
+    if name.startswith("entropy_level_"):
+        return "nats"
+    return {"fit_seconds": "s", "largest_group": "items", "mean_length": "codes"}.get(name, "ratio")
 
 
 def short(report: Report) -> str:

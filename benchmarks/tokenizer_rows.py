@@ -38,3 +38,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "residual_kmeans_sizes": ("residual_kmeans", {"num_codes": [512, 256, 128]}, "reassign"),
 }
 """Name -> method, settings, collision policy: ablations and options beside the defaults."""
+
+BASELINES = ("residual_kmeans", "rqvae", "plum_rqvae")
+COUNTERPARTS = {"sarq_keep": "residual_kmeans_keep", "sarq_unweighted": "sarq"}
+"""Variant -> the row that differs from it in one thing only."""
+
+
+def baselines_of(name: str) -> list[str]:
+    """The rows that a row is paired with."""
+    counterpart = [COUNTERPARTS[name]] if name in COUNTERPARTS else []
+    return [baseline for baseline in (*BASELINES, *counterpart) if baseline != name]
