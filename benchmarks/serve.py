@@ -15,11 +15,8 @@ import json
 import os
 import random
 import shutil
-import signal
-import sqlite3
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from figures import write
+from serve_kill9 import kill
 from serve_load import Outcome, Pool, Server, closed_loop, open_loop
 
 import sidrec
@@ -255,54 +253,17 @@ def events(bench: Bench) -> Figures:
 
 
 def kill9(bench: Bench) -> Figures:
-    """Kill the server while batches come in; then look for acknowledged events in the store.
-
-    Each time after 0.2 to 1.2 s from its first acknowledgement.
-    """
-    store, acknowledged, draw = bench.folder / "kill9.sqlite", set(), random.Random(1)
-    for cycle in range(bench.options.cycles):
-        server = Server(bench.bundle, store)
-
-        def make(number: int, cycle: int = cycle) -> Any:
-            return {
-                "events": [
-                    {"event_id": f"{cycle}-{number}-{i}", "user_id": f"u{i}", "item_id": "x"}
-                    for i in range(20)
-                ]
-            }
-
-        async def run(server: Server = server, make: Any = make) -> None:
-            pool, numbers = Pool(server.url), iter(range(1 << 60))
-            killed = threading.Timer(0.2 + draw.random(), server.end, [signal.SIGKILL])
-
-            async def send() -> None:
-                while True:
-                    body = make(next(numbers))
-                    try:
-                        status, _ = await pool.ask("POST", "/v1/events", body)
-                    except OSError:
-                        return
-                    if status != 200:
-                        return
-                    acknowledged.update(event["event_id"] for event in body["events"])
-                    if not killed.ident:  # from the first acknowledgement on, however slow
-                        killed.start()
-
-            await asyncio.gather(*(send() for _ in range(4)))
-            killed.join()
-            pool.close()
-
-        asyncio.run(run())
-        say(f"kill -9 {cycle + 1}: {len(acknowledged)} acknowledged")
-    Server(bench.bundle, store).end()
-    with sqlite3.connect(store) as connection:
-        kept = [row[0] for row in connection.execute("select event_id from events")]
-    lost, doubled = len(acknowledged - set(kept)), len(kept) - len(set(kept))
-    n = len(acknowledged)
+    """Kill the server while batches come in, and send everything again; see `serve_kill9`."""
+    cycles = bench.options.cycles
+    found = kill(bench.bundle, bench.folder / "kill9.sqlite", cycles, bench.folder)
+    say(f"kill -9: {found}")
+    n = found.acknowledged
     return {
-        "serve.kill9.cycles": {"value": bench.options.cycles, "unit": "cycles"},
-        "serve.kill9.lost": {"value": lost, "unit": "events", "n": n},
-        "serve.kill9.doubled": {"value": doubled, "unit": "events", "n": n},
+        "serve.kill9.cycles": {"value": cycles, "unit": "cycles"},
+        "serve.kill9.lost": {"value": found.lost, "unit": "events", "n": n},
+        "serve.kill9.doubled": {"value": found.doubled, "unit": "events", "n": n},
+        "serve.kill9.in_flight": {"value": found.in_flight, "unit": "batches"},
+        "serve.kill9.torn": {"value": found.torn, "unit": "batches", "n": found.in_flight},
     }
 
 

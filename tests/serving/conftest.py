@@ -86,6 +86,25 @@ def bundles(tiny, tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def searching(bundles, tmp_path_factory):
+    """A bundle that answers texts: its `path`, `recommender` and a `query`."""
+    from sidrec import config
+    from sidrec.data.search import made_search
+    from sidrec.search_part import SearchConfig, fit_search
+
+    tower = {
+        "name": "dual_tower", "dim": 8, "hidden": [8], "num_steps": 20, "batch_size": 16,
+        "text": {"name": "lsa", "dim": 16},
+    }  # fmt: skip
+    items, path = bundles.recommender.items, tmp_path_factory.mktemp("models") / "searching"
+    part = fit_search(items, config.parse(SearchConfig, {"searchers": [tower]}), made_search(items))
+    recommender = bundles.recommender.with_search(part)
+    recommender.save(path)
+    query = " ".join(recommender.titles[0].split()[:3])
+    return SimpleNamespace(path=path, recommender=recommender, query=query)
+
+
 @pytest.fixture
 def serving(bundles, tmp_path):
     """Start a client over settings: `with serving(max_queue=2) as client`."""

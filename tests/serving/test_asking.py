@@ -159,22 +159,11 @@ def test_health_metrics_and_description(shared):
     assert shared.get("/v1/recommend").json()["code"] == "method_not_allowed"
 
 
-def test_a_bundle_with_a_search_part_answers_texts(serving, bundles, tmp_path):
-    from sidrec import config
-    from sidrec.data.search import made_search
-    from sidrec.search_part import SearchConfig, fit_search
-
-    tower = {
-        "name": "dual_tower", "dim": 8, "hidden": [8], "num_steps": 20, "batch_size": 16,
-        "text": {"name": "lsa", "dim": 16},
-    }  # fmt: skip
-    items = bundles.recommender.items
-    part = fit_search(items, config.parse(SearchConfig, {"searchers": [tower]}), made_search(items))
-    bundles.recommender.with_search(part).save(tmp_path / "models" / "searching")
-    query = " ".join(bundles.recommender.titles[0].split()[:3])
-    with serving(bundle=tmp_path / "models" / "searching") as client:
+def test_a_bundle_with_a_search_part_answers_texts(serving, bundles, searching):
+    query = searching.query
+    with serving(bundle=searching.path) as client:
         found = ids_of(ask(client, "/v1/search", query=query, k=5))
-        frame = bundles.recommender.with_search(part).search(query, k=5)
+        frame = searching.recommender.search(query, k=5)
         assert found == frame["item_id"].to_list()
         client.delete(f"/v1/items/{found[0]}")
         body = ask(client, "/v1/search", query=query, k=5, history=bundles.history)

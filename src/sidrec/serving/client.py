@@ -95,6 +95,21 @@ class Client:
         body = {"item_id": item_id, "user_id": user_id, "history": history}
         return self._ask("POST", "/v1/explain", body, schemas.Explanation)
 
+    def search(
+        self, query: str, *, user_id: str | None = None, history: Sequence[str] | None = None,
+        **fields: Any,
+    ) -> schemas.Answer:  # fmt: skip
+        """The best answers to a text, those first that the person would like."""
+        body = {"query": query, "user_id": user_id, "history": history, **fields}
+        return self._ask("POST", "/v1/search", body, schemas.Answer)
+
+    def trace(
+        self, *, user_id: str | None = None, history: Sequence[str] | None = None, **fields: Any
+    ) -> schemas.TraceAnswer:
+        """What the beam of a recommendation did; `fields` are those of `schemas.TraceRequest`."""
+        body = {"user_id": user_id, "history": history, **fields}
+        return self._ask("POST", "/v1/trace", body, schemas.TraceAnswer)
+
     # ---------------------------------------------------------------- telling
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> schemas.EventsAnswer:
@@ -104,6 +119,10 @@ class Client:
     def upsert_items(self, items: Sequence[Mapping[str, Any]]) -> schemas.ItemsAnswer:
         """Add or change items; they are servable when this returns."""
         return self._ask("POST", "/v1/items", {"items": items}, schemas.ItemsAnswer)
+
+    def get_item(self, item_id: str) -> schemas.ItemState:
+        """One item as it is served now."""
+        return self._ask("GET", f"/v1/items/{quote(item_id, safe='')}", None, schemas.ItemState)
 
     def patch_item(self, item_id: str, **changes: Any) -> schemas.ItemsAnswer:
         """Change `attributes` or `available` of an item."""
@@ -119,6 +138,10 @@ class Client:
         """What recommendations for a user are made from."""
         path = f"/v1/users/{quote(user_id, safe='')}/history"
         return self._ask("GET", path, None, schemas.UserHistory)
+
+    def export_user(self, user_id: str) -> schemas.UserExport:
+        """Everything that is stored of a user."""
+        return self._ask("GET", f"/v1/users/{quote(user_id, safe='')}", None, schemas.UserExport)
 
     def erase_user(self, user_id: str) -> schemas.UserErased:
         """Delete everything that is stored of a user."""
@@ -138,6 +161,27 @@ class Client:
     def roll_back(self) -> schemas.ModelsAnswer:
         """Serve the bundle that was served before."""
         return self._ask("POST", "/v1/models/rollback", None, schemas.ModelsAnswer)
+
+    def experiments(self) -> schemas.ExperimentsAnswer:
+        """The running experiment, where there is one."""
+        return self._ask("GET", "/v1/experiments", None, schemas.ExperimentsAnswer)
+
+    def start_experiment(
+        self, name: str, variants: Sequence[Mapping[str, Any]]
+    ) -> schemas.ExperimentState:
+        """Run an experiment, or change the running one; variants are `schemas.Variant`."""
+        path = f"/v1/experiments/{quote(name, safe='')}"
+        return self._ask("PUT", path, {"variants": variants}, schemas.ExperimentState)
+
+    def stop_experiment(self, name: str) -> schemas.ExperimentsAnswer:
+        """End the running experiment."""
+        path = f"/v1/experiments/{quote(name, safe='')}"
+        return self._ask("DELETE", path, None, schemas.ExperimentsAnswer)
+
+    def variant_of(self, name: str, user_id: str) -> schemas.Assignment:
+        """The variant of a user."""
+        path = f"/v1/experiments/{quote(name, safe='')}/users/{quote(user_id, safe='')}"
+        return self._ask("GET", path, None, schemas.Assignment)
 
     # ---------------------------------------------------------------- the wire
 
