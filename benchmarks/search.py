@@ -1,14 +1,19 @@
 """Search on ESCI and, for the index alone, on queries made of Beauty's texts.
 
-    taskset -c 0 nice -n 5 python benchmarks/search.py [--steps 150] [--write]
+    python benchmarks/search.py --seeds 0 1 2 [--steps 150] [--write]
 
-ESCI: five folds over the 100 queries. Of the four folds that are not asked, one chooses the
-fusion's rule and weights, three teach the towers; both towers and both losses see the same pairs.
-`dense` is the plain towers over cells of item vectors, `dense_sci` the swapped ones over cells of
-the query view; `hybrid` fuses bm25 and dense_sci. Beauty: towers learn from made queries and are
-asked others, none among those learnt. Cells are compared at equal shares of the catalogue scored.
-Figures: `esci.{bm25,dense,dense_sci,hybrid}.{ndcg@10,recall@10,recall@100,mrr}`,
-`{esci,amazon_beauty}.{dense,dense_sci}.<view>.{centroid_agreement,recall@100_at_10_percent}`.
+ESCI: five folds over the 100 queries, the same for every seed. Of the four folds that are not
+asked, one chooses the fusion's rule and weights, three teach the towers; both towers and both
+losses see the same pairs. `dense` is the plain towers over cells of item vectors, `dense_sci` the
+swapped ones over cells of the query view; `hybrid` fuses bm25 and dense_sci. Beauty: towers learn
+from made queries and are asked others, none among those learnt; head, torso and tail part their
+targets by training events (80, 15, 5 %). Cells are compared at equal probes, with the share of the
+catalogue that these score, and at equal shares. The index under a system's own name is that of its
+own view. Figures:
+`esci.{bm25,dense,dense_sci,hybrid}.{ndcg@10,recall@10,recall@100,mrr}`,
+`{esci,amazon_beauty}.{dense,dense_sci}.[<view>.]centroid_agreement`, likewise
+`recall@100_at_10_percent`, `recall@100_at_{1,2,4,8,16}_probes`, `scored_at_…_probes`,
+`amazon_beauty.….{head,torso,tail}.recall@100_at_…_probes`, and `dense_sci_minus_dense` of them.
 """
 
 from __future__ import annotations
@@ -17,19 +22,27 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
+import torch
 from figures import write
+from search_figures import Columns, Figures, difference, figure_of, shown
 
+from sidrec.data import split
 from sidrec.data.search import made_search, query_folds, read_search
 from sidrec.embeddings.lsa import Lsa, LsaConfig
 from sidrec.evaluation.search import per_query_values
-from sidrec.evaluation.significance import bootstrap, paired
 from sidrec.recipe import DataConfig, read_data
-from sidrec.retrieval.search.agreement import centroid_agreement, recall_at_budget, view_gap
+from sidrec.retrieval.search.agreement import (
+    centroid_agreement,
+    recall_at_budget,
+    recall_at_probes,
+    view_gap,
+)
 from sidrec.retrieval.search.asking import best
 from sidrec.retrieval.search.bm25 import Bm25, Bm25Config
 from sidrec.retrieval.search.dual_tower import (
@@ -48,37 +61,37 @@ SYSTEMS = {"dense": 0.0, "dense_sci": 1.0}
 OWN_VIEW = {"dense": "item", "dense_sci": "query"}
 METRICS = ("ndcg@10", "recall@10", "recall@100", "mrr", "judged@10")
 BUDGET = 0.10
+PROBES = (1, 2, 4, 8, 16)
+BUCKETS = ("head", "torso", "tail")
 NOBODY = Histories(np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
-Columns = dict[str, list[float]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--queries", type=int, default=2000, help="Beauty's queries at most")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--write", action="store_true", help="write the figures")
     arguments = parser.parse_args()
-    base = DualTowerConfig(num_steps=arguments.steps, made_per_item=2, seed=arguments.seed)
-    started = time.perf_counter()
-    columns: Columns = {}
-    esci(base, columns)
-    print(f"ESCI took {time.perf_counter() - started:.0f} s", flush=True)
-    beauty(base, arguments.queries, columns)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    started = time.process_time()
+    columns: list[Columns] = [{} for _ in arguments.seeds]
+    for seed, own in zip(arguments.seeds, columns, strict=True):
+        base = DualTowerConfig(num_steps=arguments.steps, made_per_item=2, seed=seed)
+        esci(base, own)
+        beauty(base, arguments.queries, arguments.seeds, own)
+        print(f"seed {seed}: {time.process_time() - started:.0f} s of processor", flush=True)
     figures = figures_of(columns)
-    for pair in (("dense_sci", "dense"), ("hybrid", "bm25"), ("hybrid", "dense_sci")):
-        one, other = (np.array(columns[f"esci.{name}.ndcg@10"]) for name in pair)
-        figure, p = paired(one, other)
-        print(f"{pair[0]} − {pair[1]}: {figure.value:+.4f} [{figure.low:+.4f}, {figure.high:+.4f}]")
-        figures[f"esci.{pair[0]}_minus_{pair[1]}.ndcg@10"] = entry(figure) | {"p": p}
-    print(f"{time.perf_counter() - started:.0f} s in all")
+    shown({key: figure for key, figure in figures.items() if "_at_" not in key})
     if arguments.write:
         path = write(
             "search",
             figures,
-            seeds=[arguments.seed],
+            seeds=arguments.seeds,
             command=" ".join(["python", *sys.argv]),
-            notes="5 folds over 100 ESCI queries, intervals over queries; one seed",
+            notes="5 folds over 100 ESCI queries; intervals over queries and seeds, differences "
+            "paired over both",
         )
         print(f"wrote {path.name}")
 
@@ -90,7 +103,7 @@ def esci(base: DualTowerConfig, columns: Columns) -> None:
     asked_QF = embed_texts(text, data.queries.texts)
     made = made_lessons(data.items, text, items_NF, base)
     bm25 = Bm25.fit(data.items, Bm25Config())
-    folds = query_folds(data.queries, 5, seed=base.seed)
+    folds = query_folds(data.queries, 5, seed=0)
     for number, test in enumerate(folds):
         valid = folds[(number + 1) % 5]
         rows = np.setdiff1d(np.arange(len(data.queries)), np.concatenate([test, valid]))
@@ -112,23 +125,44 @@ def esci(base: DualTowerConfig, columns: Columns) -> None:
         add_quality(columns, "hybrid", lists, part)
 
 
-def beauty(base: DualTowerConfig, most: int, columns: Columns) -> None:
-    """The index alone: queries made of item words, none of them learnt from."""
-    items = read_data(DataConfig(name="amazon_beauty")).items
+def beauty(base: DualTowerConfig, most: int, seeds: list[int], columns: Columns) -> None:
+    """The index alone: queries made of item words, none of them learnt from with any seed."""
+    dataset = read_data(DataConfig(name="amazon_beauty"))
+    items, bucket_N = dataset.items, buckets(split(dataset).train_counts_N)
     text, items_NF = text_vectors(items)
     base = replace(base, made_per_item=1)
-    learnt = made_search(items, per_item=1, max_words=base.made_words, seed=base.seed)
-    others = made_search(items, per_item=1, max_words=base.made_words, seed=base.seed + 1_000_003)
-    known = set(learnt.queries.texts)
+    known: set[str] = set()
+    for seed in seeds:
+        learnt = made_search(items, per_item=1, max_words=base.made_words, seed=seed)
+        known |= set(learnt.queries.texts)
+    others = made_search(items, per_item=1, max_words=base.made_words, seed=1_000_003)
     fresh = np.array([q for q, words in enumerate(others.queries.texts) if words not in known])
     chosen = np.random.default_rng(0).permutation(fresh)[:most]
     part = others.take(np.sort(chosen))
+    pairs_P2 = part.judgements.pairs(1)
+    bucket_Q = np.full(len(part.queries), len(BUCKETS))
+    np.minimum.at(bucket_Q, pairs_P2[:, 0], bucket_N[pairs_P2[:, 1]])
     lessons = made_lessons(items, text, items_NF, base)
     for name, weight in SYSTEMS.items():
         config = replace(base, swap_weight=weight)
         found = tower_of(config, text, items_NF, [lessons])
-        asked_QD, pairs_P2 = found.encode(part.queries.texts), part.judgements.pairs(1)
+        asked_QD = found.encode(part.queries.texts)
         add_agreement(columns, "amazon_beauty", name, found, asked_QD, pairs_P2)
+        for probes in PROBES:
+            at = f"recall@100_at_{probes}_probes"
+            recall_Q = np.array(columns[f"amazon_beauty.{name}.{at}"])
+            for number, bucket in enumerate(BUCKETS):
+                values = recall_Q[bucket_Q == number].tolist()
+                columns[f"amazon_beauty.{name}.{bucket}.{at}"] = values
+
+
+def buckets(counts_N: Any) -> Any:
+    """(N,) 0 for the head, 1 the torso, 2 the tail: 80, 15 and 5 % of the training events."""
+    order = np.argsort(-counts_N, kind="stable")
+    before = np.cumsum(counts_N[order]) - counts_N[order]
+    bucket_N = np.empty(len(counts_N), dtype=np.int64)
+    bucket_N[order] = np.searchsorted([0.8, 0.95], before / counts_N.sum(), side="right")
+    return bucket_N
 
 
 def text_vectors(items: Any) -> tuple[Lsa, Any]:
@@ -167,6 +201,10 @@ def add_agreement(
             "centroid_agreement": centroid_agreement(index, asked_QD, pairs_P2),
             "recall@100_at_10_percent": recall_at_budget(index, asked_QD, pairs_P2, BUDGET),
         }
+        for probes in PROBES:
+            recall_Q, scored_Q = recall_at_probes(index, asked_QD, pairs_P2, probes)
+            values[f"recall@100_at_{probes}_probes"] = recall_Q
+            values[f"scored_at_{probes}_probes"] = scored_Q
         for metric, values_Q in values.items():
             names = [f"{dataset}.{name}.{view}.{metric}"]
             names += [f"{dataset}.{name}.{metric}"] if view == OWN_VIEW[name] else []
@@ -178,24 +216,21 @@ def add_agreement(
     columns.setdefault(f"{dataset}.{name}.effective_rank", []).append(gap.effective_rank)
 
 
-def figures_of(columns: Columns) -> dict[str, dict[str, Any]]:
-    figures: dict[str, dict[str, Any]] = {}
-    for key, values in columns.items():
-        known = np.array(values)[np.isfinite(values)]
-        if len(known) >= 20:
-            figures[key] = entry(bootstrap(known[:, None])[0])
-        else:  # one value a model: no interval over queries
-            figures[key] = {"value": round(float(known.mean()), 5), "n": len(known)}
-        figures[key]["unit"] = "directions" if key.endswith("rank") else "ratio"
-        if "@10_" not in key and "low" in figures[key]:
-            figure = figures[key]
-            print(f"{key}: {figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]")
+def figures_of(columns: list[Columns]) -> Figures:
+    """Every column, what swapping adds to each, and what the fusion adds."""
+    figures: Figures = {}
+    for key in columns[0]:
+        unit = "directions" if key.endswith("rank") else "ratio"
+        figures[key] = figure_of(columns, key, unit)
+        swapped = key.replace(".dense.", ".dense_sci.")
+        if swapped != key and "low" in figures[key] and ".scored_at_" not in key:
+            delta = key.replace(".dense.", ".dense_sci_minus_dense.")
+            figures[delta] = difference(columns, swapped, key)
+    for one, other in (("hybrid", "bm25"), ("hybrid", "dense_sci")):
+        for metric in ("ndcg@10", "recall@100"):
+            pair = (f"esci.{name}.{metric}" for name in (one, other))
+            figures[f"esci.{one}_minus_{other}.{metric}"] = difference(columns, *pair)
     return figures
-
-
-def entry(figure: Any) -> dict[str, Any]:
-    kept = {k: v if k == "n" else round(v, 5) for k, v in asdict(figure).items()}
-    return {**kept, "unit": "ratio"}
 
 
 if __name__ == "__main__":
