@@ -1,6 +1,7 @@
 """Values of queries made figures: intervals over queries, and over seeds where there are several.
 
-One `Columns` a seed holds the values of the same queries in the same order. A difference draws the
+One `Columns` a seed holds the values of the same queries in the same order; a figure is over the
+seeds that have it. A difference draws the
 same queries and the same seeds for both sides: row s of both saw the same folds and started alike.
 """
 
@@ -37,7 +38,8 @@ def figure_of(columns: Sequence[Columns], key: str, unit: str = "ratio") -> dict
 
 def difference(columns: Sequence[Columns], one: str, other: str) -> dict[str, Any]:
     """First minus second of two columns, paired by seed and query."""
-    both_SQ = [np.array([column[key] for column in columns]) for key in (one, other)]
+    both = [column for column in columns if one in column and other in column]
+    both_SQ = [np.array([column[key] for column in both]) for key in (one, other)]
     known_Q = np.isfinite(both_SQ).all(axis=(0, 1))
     first_SQ, second_SQ = (values_SQ[:, known_Q] for values_SQ in both_SQ)
     figure, p = paired_seeds(first_SQ, second_SQ, shared=True)
@@ -46,7 +48,7 @@ def difference(columns: Sequence[Columns], one: str, other: str) -> dict[str, An
 
 def stacked(columns: Sequence[Columns], key: str) -> Values:
     """(S, Q) values of the queries that have one."""
-    values_SQ = np.array([column[key] for column in columns])
+    values_SQ = np.array([column[key] for column in columns if key in column])
     return values_SQ[:, np.isfinite(values_SQ).all(axis=0)]
 
 

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from sidrec import config as configuration
 from sidrec import methods
+from sidrec.alignment.values import Preferences
 from sidrec.config import Method, Stage
 from sidrec.data.search.values import SearchData
 from sidrec.decoding.beam import beam_search, unconstrained_search
@@ -251,11 +252,22 @@ class Generative:
         kinds = [judged, *self.lessons_of(items)]
         return self.trained(kinds, self.config.judged_steps, self.config.learning_rate)
 
-    def aligned(self, queries: SearchData, settings: SearchAlignConfig, **options: Any) -> Self:
-        """The same after alignment; `options` are those of `preferring.align`."""
-        preferences = judged_preferences(
-            queries.judgements, settings.least_grade, seed=self.config.seed
-        )
+    def aligned(
+        self,
+        queries: SearchData,
+        settings: SearchAlignConfig,
+        *,
+        preferences: Preferences | None = None,
+        **options: Any,
+    ) -> Self:
+        """The same after alignment, on `preferences` whose histories are rows of these queries
+        (`preferring.session_preferences`) or else on what was judged; `options` are those of
+        `preferring.align`.
+        """
+        if preferences is None:
+            preferences = judged_preferences(
+                queries.judgements, settings.least_grade, seed=self.config.seed
+            )
         decoder = copy.deepcopy(self.decoder)
         align(
             decoder,
