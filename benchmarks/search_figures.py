@@ -31,9 +31,7 @@ def figure_of(columns: Sequence[Columns], key: str, unit: str = "ratio") -> dict
     values_SQ = stacked(columns, key)
     if values_SQ.shape[1] < FEWEST:
         return {"value": round(float(values_SQ.mean()), 5), "n": values_SQ.size, "unit": unit}
-    by_seed = [round(float(value), 5) for value in values_SQ.mean(axis=1)]
-    more = {"by_seed": by_seed} if len(by_seed) > 1 else {}
-    return entry(bootstrap_seeds(values_SQ), unit) | more
+    return entry(bootstrap_seeds(values_SQ), unit) | by_seed(values_SQ)
 
 
 def difference(columns: Sequence[Columns], one: str, other: str) -> dict[str, Any]:
@@ -43,7 +41,13 @@ def difference(columns: Sequence[Columns], one: str, other: str) -> dict[str, An
     known_Q = np.isfinite(both_SQ).all(axis=(0, 1))
     first_SQ, second_SQ = (values_SQ[:, known_Q] for values_SQ in both_SQ)
     figure, p = paired_seeds(first_SQ, second_SQ, shared=True)
-    return entry(figure) | {"p": round(p, 5)}
+    return entry(figure) | {"p": round(p, 5)} | by_seed(first_SQ - second_SQ)
+
+
+def by_seed(values_SQ: Values) -> dict[str, list[float]]:
+    """The mean of each seed, where there are several."""
+    means = [round(float(value), 5) for value in values_SQ.mean(axis=1)]
+    return {"by_seed": means} if len(means) > 1 else {}
 
 
 def stacked(columns: Sequence[Columns], key: str) -> Values:

@@ -10,7 +10,8 @@ how long the decoder learns and the weights of the fusion, three teach. Everythi
 queries is shared by the folds of a seed. `generative_sft` and the objectives all go on from
 `generative` for the same steps, on Exact and Substitute items as positives (best first) and
 Complement and Irrelevant ones of the same query as what was exposed: judged non-matches, not
-clicks; rows that are not in `SEEDED` with the first seed alone. `generative_rad_dpo_sessions` learns from simulated pages instead (`simulated_sessions`).
+clicks. `generative_rad_dpo_sessions` learns from simulated pages (`simulated_sessions`). Rows that
+are not in `SEEDED` are measured with the first seed alone.
 minilm: the same decoder over vectors that all-MiniLM-L6-v2 gave; made queries have none, so judged
 queries and the items' own vectors teach.
 
@@ -108,6 +109,9 @@ def main() -> None:
     parts = {"unjudged": unjudged, "esci": esci, "minilm": minilm}
     columns, figures = parts[arguments.part](arguments)
     figures |= {key: figure_of(columns, key) for key in columns[0]}
+    for figure in figures.values():
+        if "by_seed" not in figure:
+            figure["seeds"] = arguments.seeds[:1]
     shown(figures)
     print(f"{time.process_time() - began:.0f} s of processor", flush=True)
     if arguments.write:
