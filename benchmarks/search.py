@@ -53,10 +53,9 @@ from sidrec.retrieval.search.dual_tower import (
     train,
 )
 from sidrec.retrieval.search.fusing import fuse_search, tune_search
-from sidrec.retrieval.search.views import ViewIndex, ViewIndexConfig
+from sidrec.retrieval.search.views import VIEWS, ViewIndex, ViewIndexConfig
 from sidrec.types import CatalogueContext, Histories
 
-VIEWS = ("item", "query", "mean", "union")
 SYSTEMS = {"dense": 0.0, "dense_sci": 1.0}
 OWN_VIEW = {"dense": "item", "dense_sci": "query"}
 METRICS = ("ndcg@10", "recall@10", "recall@100", "mrr", "judged@10")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cells import MISSING, Figures, accuracy_cell, markdown, quantity, signed, sources
 
 SYSTEMS = ("bm25", "lsa", "dense", "dense_sci", "hybrid")
@@ -21,6 +23,45 @@ def search_table(figures: Figures, data: str) -> str:
     if not rows:
         return MISSING + "\n"
     return markdown(["system", *METRICS], rows) + "\n" + sources(used)
+
+
+VIEWS = ("item", "query", "mean", "union")
+PROBES = (1, 2, 4, 8, 16)
+
+
+def probes_table(figures: Figures, data: str) -> str:
+    """Views of both towers × recall@100 at equal probes, and the share of items they score; then
+    what swapping adds, by view and, where items have a popularity, by that of the target.
+    """
+    rows, used = [], []
+
+    def row(title: str, key: str, cell: Any) -> None:
+        found = [figures.get(f"{key}recall@100_at_{probes}_probes") for probes in PROBES]
+        if not all(found):
+            return
+        used.extend(figure for figure in found if figure)
+        scored = [figures.get(f"{key}scored_at_{probes}_probes") for probes in PROBES]
+        shares = [f"; {figure['value']:.1%}" if figure else "" for figure in scored]
+        cells = [cell(figure) + share for figure, share in zip(found, shares, strict=True)]
+        rows.append([title, *cells])
+
+    for system in ("dense", "dense_sci"):
+        for view in VIEWS:
+            row(
+                f"`{system}`, {view}",
+                f"{data}.{system}.{view}.",
+                lambda figure: accuracy_cell(figure, None),
+            )
+    for view in VIEWS:
+        row(f"swapping adds, {view}", f"{data}.dense_sci_minus_dense.{view}.", signed)
+    key = f"{data}.dense_sci_minus_dense."
+    row("`dense_sci`, query − `dense`, item", key, signed)
+    for bucket in ("head", "torso", "tail"):
+        row(f"the same, targets of the {bucket}", f"{key}{bucket}.", signed)
+    if not rows:
+        return MISSING + "\n"
+    header = ["cells of", *(f"{n} probe{'s' if n > 1 else ''}" for n in PROBES)]
+    return markdown(header, rows) + "\n" + sources(used)
 
 
 PARTS = ("spelling", "expansion", "category", "brand", "colour", "price", "phrase", "all")
@@ -91,9 +132,11 @@ GENERATIVE = {
     "generative_simpo": "+ `simpo`",
     "generative_s_dpo": "+ `s_dpo`",
     "generative_rad_dpo": "+ `rad_dpo`",
+    "generative_rad_dpo_sessions": "+ `rad_dpo` on simulated pages",
     "generative_rad_dpo_no_tlgd": "`rad_dpo` without TLGD",
     "generative_rad_dpo_no_rdrw": "`rad_dpo` without RDRW",
     "generative_rad_dpo_no_mlgc": "`rad_dpo`, likelihood of one answer alone",
+    "hybrid": "bm25 and dense_sci, fused: nothing generated",
     "hybrid_two": "bm25 and `generative`, fused",
     "hybrid_generative": "bm25, dense_sci and `generative`, fused",
     "cosine_minilm": "MiniLM vectors, cosine",
@@ -101,11 +144,53 @@ GENERATIVE = {
     "generative_minilm": "MiniLM vectors, decoder after judged queries",
 }
 BUCKETS = ("head", "torso", "tail")
+SEEDED = (
+    ("dense_sci", "dense"),
+    ("hybrid", "bm25"),
+    ("generative", "bm25"),
+    ("generative", "dense_sci"),
+    ("generative_sft", "generative"),
+    ("generative_rad_dpo", "generative"),
+    ("generative_rad_dpo", "generative_sft"),
+    ("generative_rad_dpo_sessions", "generative_sft"),
+    ("hybrid_generative", "bm25"),
+    ("hybrid_generative", "hybrid"),
+)
+TIMED = ("bm25", "dense", "dense_sci", "generative", "generative_rad_dpo", "hybrid", "hybrid_two",
+         "hybrid_generative")  # fmt: skip
+
+
+def seeds_table(figures: Figures, data: str) -> str:
+    """Differences, paired by seed and query, with the mean of each seed."""
+    rows, used = [], []
+    for pair in SEEDED:
+        key = f"{data}.{pair[0]}_minus_{pair[1]}."
+        found = [figures.get(f"{key}{metric}") for metric in QUALITY]
+        if not all(found):
+            continue
+        used += [figure for figure in found if figure]
+        by_seed = (found[0] or {}).get("by_seed", [])
+        seeds = ", ".join(f"{value:+.4f}".replace("0.", ".", 1) for value in by_seed)
+        cells = [signed(figure) for figure in found if figure]
+        rows.append([f"`{pair[0]}` − `{pair[1]}`", *cells, seeds or "–"])
+    if not rows:
+        return MISSING + "\n"
+    return markdown(["pair", *QUALITY, "ndcg@10 of each seed"], rows) + "\n" + sources(used)
+
+
+def latency_table(figures: Figures, data: str) -> str:
+    """Systems × median processor time of a query."""
+    found = {system: figures.get(f"{data}.{system}.p50") for system in TIMED}
+    rows = [[f"`{s}`", quantity(figure), str(figure["n"])] for s, figure in found.items() if figure]
+    if not rows:
+        return MISSING + "\n"
+    used = [figure for figure in found.values() if figure]
+    return markdown(["system", "p50", "queries"], rows) + "\n" + sources(used)
 
 
 def generative_table(figures: Figures, data: str) -> str:
     """Decoders × graded metrics, what a free beam invents, and the step from `generative`."""
-    metrics = ("ndcg@10", "recall@10", "recall@100", "mrr", "invalid_share")
+    metrics = ("ndcg@10", "recall@10", "recall@100", "mrr", "listed_invalid_share", "invalid_share")
     rows, used = [], []
     for system, meaning in GENERATIVE.items():
         found = [figures.get(f"{data}.{system}.{metric}") for metric in metrics]
@@ -117,14 +202,15 @@ def generative_table(figures: Figures, data: str) -> str:
         rows.append([f"`{system}`: {meaning}", *cells, signed(moved) if moved else "–"])
     if not rows:
         return MISSING + "\n"
-    header = ["system", *metrics[:-1], "invented, free beam", "ndcg@10 − `generative`"]
+    header = ["system", *metrics[:4], "no item, in the answers", "invented, free beam"]
+    header += ["ndcg@10 − `generative`"]
     return markdown(header, rows) + "\n" + sources(used)
 
 
 def search_ids_table(figures: Figures) -> str:
     """Kinds of IDs × length, collisions, recall by popularity, and what is invented."""
     rows, used = [], []
-    for name in ("fixed_3", "sarq", "sarq_unweighted"):
+    for name in ("fixed_3", "acrq", "sarq", "sarq_unweighted"):
         key = f"search_ids.{name}"
         if f"{key}.recall@10" not in figures:
             continue

@@ -30,10 +30,13 @@ from joint_tables import CHECKS, ids_table, rows_table, tasks_table
 from scaling_tables import scaling_table
 from search_tables import (
     generative_table,
+    latency_table,
+    probes_table,
     reading_table,
     scale_table,
     search_ids_table,
     search_table,
+    seeds_table,
     understanding_table,
 )
 from tokenizer_tables import cold_table, id_table, joint_table, stability_table, tokenizer_table
@@ -275,6 +278,10 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "query_understanding": understanding_table,
     "query_reading": reading_table,
     "search_scale": scale_table,
+    "search_probes_esci": lambda figures: probes_table(figures, "esci"),
+    "search_probes_beauty": lambda figures: probes_table(figures, "amazon_beauty"),
+    "search_seeds": lambda figures: seeds_table(figures, "esci"),
+    "search_latency": lambda figures: latency_table(figures, "esci"),
     "search_generative": lambda figures: generative_table(figures, "esci"),
     "search_ids": search_ids_table,
     "generators_sports": lambda figures: generator_table(figures, "amazon_sports"),

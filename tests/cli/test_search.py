@@ -63,6 +63,38 @@ def test_two_commands_lead_from_a_bundle_to_answers_and_figures(sidrec, tiny, ti
     assert code == 0 and "worst queries first" in out and out.index("zzzz") < out.index(title[:20])
 
 
+def test_probes_tell_what_cells_of_each_view_find(sidrec, tiny, titles, tmp_path):
+    bundle, recipe = tmp_path / "towers", tmp_path / "search.toml"
+    tower = '[[searchers]]\nname = "dual_tower"\nnum_steps = 5\n[searchers.index]\nnum_cells = 4\n'
+    recipe.write_text(RECIPE + tower)
+    assert sidrec("search-fit", tiny.run_dir, recipe, "--output", bundle)[0] == 0
+    ids = ["a", "b", "c"]
+    pl.DataFrame({"query_id": ids, "query": titles["title"][:3]}).write_parquet(
+        tmp_path / "q.parquet"
+    )
+    pl.DataFrame({"query_id": ids, "item_id": titles["item_id"][:3], "grade": [1] * 3}).write_csv(
+        tmp_path / "j.csv"
+    )
+    files = ("--queries", tmp_path / "q.parquet", "--judgements", tmp_path / "j.csv")
+    code, out, _ = sidrec("search", bundle, *files, "--probes", "1, 4", "--json")
+    rows = json.loads(out)["probes"]
+    assert code == 0 and {row["system"] for row in rows} == {"dual_tower"}
+    assert [row["view"] for row in rows[::2]] == ["item", "query", "mean", "union"]
+    for one, all_cells in zip(rows[::2], rows[1::2], strict=True):
+        assert (one["probes"], all_cells["probes"]) == (1, 4)
+        assert one["recall"] <= all_cells["recall"] == 1
+        assert one["scored"] < all_cells["scored"]
+    code, out, _ = sidrec("search", bundle, *files, "--probes", "1")
+    assert code == 0 and "cells of each view" in out
+    for words, message in (
+        ((*files, "--probes", "0"), "numbers above 0"),
+        ((*files, "--probes", "1", "--system", "bm25"), "needs a dual_tower"),
+        (("shoe", "--probes", "1"), "needs --queries"),
+    ):
+        code, _, err = sidrec("search", bundle, *words)
+        assert code == 2 and message in err
+
+
 def test_what_was_understood_is_printed(sidrec, tiny, titles, tmp_path):
     bundle, recipe = tmp_path / "reading", tmp_path / "search.toml"
     recipe.write_text(f"{RECIPE}\n[understanding]\n")

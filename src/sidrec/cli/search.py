@@ -13,6 +13,7 @@ from sidrec.errors import ConfigError
 
 CUTS = (10, 100)
 """Where recall is cut; nDCG at the first."""
+FRACTIONS = ("recall", "low", "high", "scored")
 
 
 def command(
@@ -42,6 +43,13 @@ def command(
         Path | None,
         typer.Option("--report", help="Write every judged query, worst first: .csv, .json, .html."),
     ] = None,
+    probes: Annotated[
+        str,
+        typer.Option(
+            "--probes",
+            help="Cells looked into, e.g. 1,2,4,8,16: recall of the towers' cells, by view.",
+        ),
+    ] = "",
     worst: Annotated[int, typer.Option("--worst", help="Queries to print, worst first.")] = 10,
     on_error: Annotated[
         str, typer.Option("--on-error", help="raise, or skip and count faulty rows.")
@@ -60,12 +68,15 @@ def command(
         raise ConfigError("give either a query, or both --queries and --judgements")
     if query is not None and report is not None:
         raise ConfigError("--report needs --queries and --judgements")
+    if query is not None and probes:
+        raise ConfigError("--probes needs --queries and --judgements")
     if explain and query is None:
         raise ConfigError("--explain needs a query")
     recommender = load(options.bundle_path(bundle), device="cpu")
     if queries is not None and judgements is not None:
         asked = read_judged(recommender, queries, judgements, on_error)
-        measure(recommender, asked, system or None, worst, report, json)
+        numbers = numbers_of(probes)
+        measure(recommender, asked, system or None, worst, report, numbers, json)
         return
     understood = recommender.understand(query or "") if explain else None
     frame = recommender.search(
@@ -101,7 +112,13 @@ def read_judged(recommender: Any, queries: Path, judgements: Path, on_error: str
 
 
 def measure(
-    recommender: Any, asked: Any, system: str | None, worst: int, report: Path | None, json: bool
+    recommender: Any,
+    asked: Any,
+    system: str | None,
+    worst: int,
+    report: Path | None,
+    probes: tuple[int, ...],
+    json: bool,
 ) -> None:
     """Every system of the search part (or one) on judged queries."""
     from sidrec import searching
@@ -110,6 +127,7 @@ def measure(
 
     part = searching.part_of(recommender)
     names = part.systems if system is None else [system]
+    probed = probed_rows(part, names, asked, probes) if probes else []
     reports = []
     for name in names:
         found = searching.answers(part, asked.queries.texts, max(CUTS), system=name)
@@ -119,18 +137,51 @@ def measure(
         output.note(f"wrote {report.name}: every query of {len(reports)} systems, worst first")
     if json:
         summaries = [report.summary() for report in reports]
-        output.as_json({"notes": list(asked.notes), "systems": summaries})
+        found = {"notes": list(asked.notes), "systems": summaries}
+        output.as_json(found | ({"probes": probed} if probes else {}))
         return
     for text in asked.notes:
         output.note(text)
     metrics = list(reports[0].figures)
     cells = [[report.name, *(cell(report.figures.get(m)) for m in metrics)] for report in reports]
     output.table(f"{asked.name}: {len(asked.queries)} queries", ["system", *metrics], cells)
+    if probed:
+        columns = list(probed[0])
+        cells = [[f"{v:.4f}" if c in FRACTIONS else v for c, v in row.items()] for row in probed]
+        output.table(f"recall@{max(CUTS)} of the cells of each view", columns, cells)
     first = reports[0]
     columns = ["query", *first.per_query]
     rows = [[short(row["query"]), *(blank(row[m]) for m in first.per_query)]
             for row in first.worst(metrics[0], worst)]  # fmt: skip
     output.table(f"{first.name}: worst queries first", columns, rows)
+
+
+def probed_rows(part: Any, names: list[str], asked: Any, probes: tuple[int, ...]) -> list[Any]:
+    """Rows of system, view, probes, recall with its interval, and the share of items scored.
+
+    ConfigError where none of the systems has towers.
+    """
+    from sidrec.retrieval.search.agreement import curves_of_views
+    from sidrec.retrieval.search.dual_tower import DualTower
+
+    towers = {name: value for name in names if isinstance(value := part.value(name), DualTower)}
+    if not towers:
+        raise ConfigError(f"--probes needs a dual_tower, which has two views; have {names}")
+    pairs_P2 = asked.judgements.pairs(asked.judgements.top_grade)
+    rows: list[dict[str, Any]] = []
+    for name, tower in towers.items():
+        asked_QD = tower.encode(asked.queries.texts)
+        found = curves_of_views(tower.index, asked_QD, pairs_P2, probes, max(CUTS))
+        rows += [{"system": name, **row, "probes": int(row["probes"])} for row in found]
+    return rows
+
+
+def numbers_of(text: str) -> tuple[int, ...]:
+    """The numbers of --probes. ConfigError where one is no number above 0."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdecimal() and int(part) for part in parts):
+        raise ConfigError(f"--probes must be numbers above 0, e.g. 1,2,4,8,16; got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def said(understood: Any) -> list[list[str]]:

@@ -8,6 +8,7 @@ from sidrec.errors import ConfigError
 from sidrec.retrieval.search.agreement import (
     centroid_agreement,
     curve,
+    curves_of_views,
     recall_at_budget,
     recall_at_probes,
     view_gap,
@@ -64,6 +65,20 @@ def test_recall_rises_with_probes_to_that_of_exact_search(world):
     exact = np.argsort(-(queries @ v.T), axis=1)[:, :20]
     hits = [np.mean([i in exact[q] for r, i in pairs if r == q]) for q in range(Q) if q != 3]
     assert rows[-1]["recall"] == pytest.approx(np.mean(hits))
+
+
+def test_curves_of_views_are_those_of_cells_made_of_each_view(world):
+    u, v, queries, pairs = world
+    exact = ViewIndex.fit(u, v, ViewIndexConfig(view="mean", num_cells=CELLS))
+    rows = curves_of_views(exact, queries, pairs, [1, 3], k=20)
+    assert [(row["view"], row["probes"]) for row in rows[:3]] == [
+        ("item", 1), ("item", 3), ("query", 1)
+    ]  # fmt: skip
+    for view in ("item", "query", "mean", "union"):
+        expected = curve(index_of(world, view), queries, pairs, [1, 3], k=20)
+        found = [row for row in rows if row["view"] == view]
+        assert [{"view": view, **row} for row in expected] == found
+        assert all(row["low"] - 1e-9 <= row["recall"] <= row["high"] + 1e-9 for row in found)
 
 
 def test_scored_items_count_both_postings_of_an_item(world):

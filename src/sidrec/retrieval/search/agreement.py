@@ -14,13 +14,15 @@ Shapes:   Q queries, P pairs of query and item, N items, C cells, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidrec.errors import ConfigError
-from sidrec.retrieval.search.views import ViewIndex
+from sidrec.evaluation.significance import bootstrap
+from sidrec.retrieval.search.views import VIEWS, ViewIndex
 from sidrec.types import Floats, Ints
 
 Values = NDArray[np.float64]
@@ -93,12 +95,26 @@ def recall_at_budget(
 def curve(
     index: ViewIndex, queries_QD: Floats, pairs_P2: Ints, probes: Sequence[int], k: int = 100
 ) -> list[dict[str, float]]:
-    """Rows of mean recall and items scored, one a number of probes."""
+    """Rows of mean recall, its interval over queries, and items scored, one a number of probes."""
     rows = []
     for number in probes:
         recall_Q, scored_Q = recall_at_probes(index, queries_QD, pairs_P2, number, k)
-        row = {"recall": float(np.nanmean(recall_Q)), "scored": float(scored_Q.mean())}
-        rows.append({"probes": float(number), **row})
+        figure = bootstrap(recall_Q[np.isfinite(recall_Q)][:, None])[0]
+        assert figure.low is not None and figure.high is not None
+        row = {"recall": figure.value, "low": figure.low, "high": figure.high}
+        rows.append({"probes": float(number), **row, "scored": float(scored_Q.mean())})
+    return rows
+
+
+def curves_of_views(
+    index: ViewIndex, queries_QD: Floats, pairs_P2: Ints, probes: Sequence[int], k: int = 100
+) -> list[dict[str, Any]]:
+    """`curve` of cells made of each view, with the settings of `index`, of any kind, otherwise."""
+    rows: list[dict[str, Any]] = []
+    for view in VIEWS:
+        config = replace(index.config, kind="ivf", view=view)
+        cells = ViewIndex.fit(index.queries_ND, index.items_ND, config)
+        rows += [{"view": view, **row} for row in curve(cells, queries_QD, pairs_P2, probes, k)]
     return rows
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import faiss
 import numpy as np
@@ -37,6 +37,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.types import PAD, Bools, Floats, Ints
 
 View = Literal["item", "query", "mean", "union"]
+VIEWS: tuple[View, ...] = get_args(View)
 
 
 @dataclass(frozen=True, kw_only=True)
