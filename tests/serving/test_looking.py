@@ -65,6 +65,12 @@ def test_a_generator_with_its_own_search_has_no_beam(shared, bundles, monkeypatc
     assert not get(shared, "/v1/models")["active"]["has_beam"]
 
 
+def test_a_model_that_answers_texts_by_itself_can_search(shared, monkeypatch):
+    assert not get(shared, "/v1/models")["active"]["has_search"]
+    monkeypatch.setattr("sidrec.serving.answers.own_searchers", lambda _: {"joint": None})
+    assert get(shared, "/v1/models")["active"]["has_search"]
+
+
 def test_the_tree_holds_every_item_once_and_opens_down_to_the_items(shared, bundles):
     recommender = bundles.recommender
     root = get(shared, "/v1/tree", limit=5)

@@ -260,6 +260,35 @@ def test_two_models_are_shown_side_by_side(page, bundles):
     page.until(lambda: "no search part" in page.text("#search-note"))
 
 
+def test_a_text_is_searched_with_and_without_the_history(driver, searching, bundles, tmp_path):
+    store, enter, recommender = str(tmp_path / "store.sqlite"), "\ue007", searching.recommender
+    with listening(ServeSettings(bundle=searching.path, store=store, device="cpu")) as server:
+        page = Page(driver, server.url)
+        page.open("search")
+        page.until(lambda: "Type what you look for" in page.text("#search-note"))
+        page.one("#query").send_keys(searching.query, enter)
+        plain = recommender.search(searching.query, k=10)
+        assert page.ids("#found") == plain["item_id"].to_list()
+        assert page.text("#found > li .title") == plain["title"][0]
+        assert page.text("#found > li .reason") == "answers the query"
+        assert "10 items" in page.text("#search-note") and "10 items" in page.text("#said")
+        page.one("#found .buttons button").click()  # puts the item into the history
+        page.until(lambda: page.find("#history li[data-item]"))
+        assert page.listed("#history li[data-item]") == plain["item_id"].to_list()[:1]
+        page.add(bundles.history[0])
+        history = [plain["item_id"][0], bundles.history[0]]
+        page.one("#personal").click()
+        page.one("#view-search button[type=submit]").click()
+        personal = recommender.search(searching.query, history=history, k=10)
+        personal = personal["item_id"].to_list()
+        assert personal != plain["item_id"].to_list()
+        page.until(lambda: page.ids("#found") == personal)
+        page.one("#query").clear()
+        page.one("#query").send_keys("\u9774", enter)
+        page.until(lambda: "0 items" in page.text("#search-note"))
+        assert page.faults() == [] and page.hosts() == {urlsplit(server.url).netloc}
+
+
 def test_the_page_fits_400_pixels_and_follows_dark_mode(page, bundles):
     media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}

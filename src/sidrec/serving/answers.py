@@ -14,7 +14,7 @@ import orjson
 from sidrec import searching
 from sidrec.errors import ConfigError, DataError
 from sidrec.joint_search import own_searchers
-from sidrec.recommender import POPULAR
+from sidrec.recommender import POPULAR, Recommender
 from sidrec.serving.engine import Found, Query, Rule
 from sidrec.serving.problems import Problem
 from sidrec.serving.rerank import boosted, diversified, pool_of
@@ -286,7 +286,7 @@ def search_answer(
 ) -> dict[str, Any]:
     """The k best available answers to a query. Problem where the bundle has no search part."""
     recommender = snapshot.recommender
-    if recommender.search_part is None and not own_searchers(recommender):
+    if not can_search(recommender):
         raise Problem(
             "search_not_in_bundle",
             f"the model {snapshot.name!r} has no search part",
@@ -318,6 +318,11 @@ def search_answer(
         "degraded_reason": None,
         "skipped_items": skipped,
     }
+
+
+def can_search(recommender: Recommender) -> bool:
+    """Whether a search part, or a model of the bundle itself, answers texts."""
+    return recommender.search_part is not None or bool(own_searchers(recommender))
 
 
 def explain_answer(snapshot: Snapshot, history: Sequence[str], item_id: str) -> dict[str, Any]:

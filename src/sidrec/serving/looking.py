@@ -15,6 +15,7 @@ from sidrec.decoding.beam import LevelTrace
 from sidrec.explore import batch_of
 from sidrec.recommender import Recommender
 from sidrec.serving import answers, schemas
+from sidrec.serving.answers import can_search
 from sidrec.serving.problems import Problem
 from sidrec.serving.schemas import RecommendRequest, TraceRequest, TreeQuery
 from sidrec.serving.snapshot import Snapshot
@@ -192,7 +193,7 @@ def active_model(snapshot: Snapshot) -> dict[str, Any]:
         "beam_width": recommender.beam_width,
         "generator": recommender.generator.name,
         "has_beam": not searches,
-        "has_search": recommender.search_part is not None,
+        "has_search": can_search(recommender),
         "fields": [
             {"name": name, "kind": kind_of(dtype)}
             for name, dtype in recommender.items.attributes.schema.items()
