@@ -95,7 +95,16 @@ class Service:
         while not self.stopping.wait(SWEEP_SECONDS):
             self.beside.forget_idle()
             try:
-                while self.events.sweep() == SWEEP_ROWS and not self.stopping.is_set():
-                    continue
+                self.sweep()
             except Problem as problem:
                 log.warning("events: nothing could be deleted: %s", problem.code)
+
+    def sweep(self) -> None:
+        """Delete what is too old, and give the disk back what is free. Problem of the store."""
+        while self.events.sweep() == SWEEP_ROWS and not self.stopping.is_set():
+            continue
+        given = 0
+        while (pages := self.store.give_back()) and not self.stopping.is_set():
+            given += pages
+        if given:
+            self.store.checkpoint()
