@@ -13,7 +13,8 @@ own view. Figures:
 `esci.{bm25,dense,dense_sci,hybrid}.{ndcg@10,recall@10,recall@100,mrr}`,
 `{esci,amazon_beauty}.{dense,dense_sci}.[<view>.]centroid_agreement`, likewise
 `recall@100_at_10_percent`, `recall@100_at_{1,2,4,8,16}_probes`, `scored_at_…_probes`,
-`amazon_beauty.….{head,torso,tail}.recall@100_at_…_probes`, and `dense_sci_minus_dense` of them.
+`amazon_beauty.….{head,torso,tail}.recall@100_at_…_probes`, `amazon_beauty.….view_ids_same_{1,2,3}`
+(share of items whose first codes are those of both views), and `dense_sci_minus_dense` of them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ import torch
 from figures import write
 from search_figures import Columns, Figures, difference, figure_of, shown
 
+from sidrec import methods
 from sidrec.data import split
 from sidrec.data.search import made_search, query_folds, read_search
 from sidrec.embeddings.lsa import Lsa, LsaConfig
+from sidrec.embeddings.vectors import known_rows
 from sidrec.evaluation.search import per_query_values
 from sidrec.recipe import DataConfig, read_data
 from sidrec.retrieval.search.agreement import (
@@ -53,8 +56,9 @@ from sidrec.retrieval.search.dual_tower import (
     train,
 )
 from sidrec.retrieval.search.fusing import fuse_search, tune_search
+from sidrec.retrieval.search.generative import default_tokenizer
 from sidrec.retrieval.search.views import VIEWS, ViewIndex, ViewIndexConfig
-from sidrec.types import CatalogueContext, Histories
+from sidrec.types import CatalogueContext, Histories, ItemVectors, as_ids
 
 SYSTEMS = {"dense": 0.0, "dense_sci": 1.0}
 OWN_VIEW = {"dense": "item", "dense_sci": "query"}
@@ -209,10 +213,27 @@ def add_agreement(
             names += [f"{dataset}.{name}.{metric}"] if view == OWN_VIEW[name] else []
             for key in names:
                 columns.setdefault(key, []).extend(values_Q.tolist())
+    if dataset == "amazon_beauty":
+        for codes, same_N in same_codes(u_ND, v_ND).items():
+            columns[f"{dataset}.{name}.view_ids_same_{codes}"] = same_N.tolist()
     gap = view_gap(found.index)
     print(f"{dataset} {name}: {gap}", flush=True)
     columns.setdefault(f"{dataset}.{name}.view_cosine", []).append(gap.mean_cosine)
     columns.setdefault(f"{dataset}.{name}.effective_rank", []).append(gap.effective_rank)
+
+
+def same_codes(u_ND: Any, v_ND: Any) -> dict[int, Any]:
+    """Number of codes -> (N,) whether that many first codes of both views of an item agree, by one
+    residual k-means learnt on the query view; items without a vector are left out.
+    """
+    known_N = known_rows(v_ND)
+    rows = as_ids(range(int(known_N.sum())))
+    views = [ItemVectors(rows, view_ND[known_N]) for view_ND in (u_ND, v_ND)]
+    chosen = default_tokenizer(len(rows))
+    tokenizer = methods.resolve("tokenizers", chosen.name).fit(views[0], chosen.config)
+    codes = [tokenizer.encode(view).codes for view in views]
+    same_NL = np.cumprod(codes[0] == codes[1], axis=1)
+    return {level + 1: same_NL[:, level].astype(np.float64) for level in range(same_NL.shape[1])}
 
 
 def figures_of(columns: list[Columns]) -> Figures:

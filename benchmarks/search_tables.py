@@ -61,7 +61,20 @@ def probes_table(figures: Figures, data: str) -> str:
     if not rows:
         return MISSING + "\n"
     header = ["cells of", *(f"{n} probe{'s' if n > 1 else ''}" for n in PROBES)]
-    return markdown(header, rows) + "\n" + sources(used)
+    return markdown(header, rows) + "\n" + same_codes(figures, data) + sources(used)
+
+
+def same_codes(figures: Figures, data: str) -> str:
+    """Share of items whose first codes both views agree on, in one line a system."""
+    lines: list[str] = []
+    for system in ("dense", "dense_sci"):
+        keys = [f"{data}.{system}.view_ids_same_{codes}" for codes in (1, 2, 3)]
+        if all(key in figures for key in keys):
+            cells = ", ".join(accuracy_cell(figures[key], None) for key in keys)
+            lines.append(
+                f"Items of `{system}` whose first 1, 2, 3 codes both views give: {cells}.\n"
+            )
+    return "".join(lines)
 
 
 PARTS = ("spelling", "expansion", "category", "brand", "colour", "price", "phrase", "all")
