@@ -68,6 +68,31 @@ def test_too_many_events_of_one_user_are_kept_but_count_for_nothing(
         assert export_parquet(store, tmp_path / "e.parquet", quarantined=True) == 9
 
 
+def test_a_flood_of_fresh_users_lifts_nobody_s_cap(serving, bundles, monkeypatch):
+    monkeypatch.setattr("sidrec.serving.events.MAX_COUNTED_USERS", 100)
+    with serving(user_events_per_hour=5) as client:
+        assert send(client, *[event(i) for i in range(5)])["quarantined"] == 0
+        for number in range(5):
+            send(client, *[event(1, user=f"f{number}-{i}") for i in range(150)])
+            assert len(client.service.events._of_hour) <= 100
+            assert send(client, event(9 + number), event(99, user="bob"))["quarantined"] == 1
+        assert client.get("/v1/users/ann/history").json()["items"] == ["x"] * 5
+
+
+def test_events_of_others_move_no_list(serving, bundles):
+    """Popularity is that of the training data: a crowd of fake users lifts no item."""
+    worst = bundles.ids[int(bundles.recommender.train_counts_N.argmin())]
+    cold = {"user_id": "who", "k": 60}
+    known = {"history": bundles.history, "k": 60}
+    with serving() as client:
+        before = [client.post("/v1/recommend", json=b).json()["items"] for b in (cold, known)]
+        assert before[0][0]["item_id"] != worst
+        for user in range(20):
+            send(client, *[event(i, user=f"fake{user}", item=worst) for i in range(50)])
+        after = [client.post("/v1/recommend", json=b).json()["items"] for b in (cold, known)]
+        assert after == before
+
+
 def test_an_erased_user_is_in_no_table_and_no_file(serving, store_url, bundles, tmp_path):
     """Nor in quarantine or memory; PostgreSQL's own files are out of reach."""
     with serving(store=store_url, user_events_per_hour=15) as client:

@@ -33,7 +33,7 @@ EXPORT_ROWS = 100_000
 MAX_EXPORTED = 10_000
 """Events of one user in one answer."""
 MAX_COUNTED_USERS = 100_000
-"""Users whose events of this hour are counted at a time; the count starts anew beyond."""
+"""Users whose events of this hour are counted at a time; beyond, those with the fewest are not."""
 SWEEP_ROWS = 5000
 """Events deleted in one transaction when they are too old."""
 
@@ -111,8 +111,10 @@ class EventLog:
     def _too_many(self, user_id: str) -> bool:
         with self._lock:
             hour = int(time.monotonic() // HOUR_SECONDS)  # a clock that nobody sets
-            if hour != self._hour or len(self._of_hour) >= MAX_COUNTED_USERS:
+            if hour != self._hour:
                 self._hour, self._of_hour = hour, {}
+            if len(self._of_hour) >= MAX_COUNTED_USERS and user_id not in self._of_hour:
+                self._of_hour = busiest(self._of_hour, MAX_COUNTED_USERS // 2)
             count = self._of_hour[user_id] = self._of_hour.get(user_id, 0) + 1
         return count > self.settings.user_events_per_hour
 
@@ -210,6 +212,22 @@ class EventLog:
         users = self.store.write(write).result()
         self._forget(set(users))
         return len(users)
+
+
+def busiest(counts: dict[str, int], limit: int) -> dict[str, int]:
+    """At most `limit` of the users, those with the highest counts.
+
+    So a flood of fresh ids, each seen once or twice, makes nobody's count start anew: to drop a
+    user with n events it takes `limit` others with more than n / 2.
+
+    >>> busiest({"a": 1, "b": 9, "c": 1, "d": 2}, 2)
+    {'b': 9, 'd': 2}
+    """
+    least = 1
+    while len(counts) > limit:
+        counts = {user: count for user, count in counts.items() if count > least}
+        least *= 2
+    return counts
 
 
 def export_parquet(store: Store, path: Path, *, quarantined: bool = False) -> int:
