@@ -18,6 +18,7 @@ AGAINST = {"invalid_share": "share of free-beam IDs of no item", "true_reward": 
 
 
 def main() -> None:
+    """Two panels, a line a row of the table."""
     newest = sorted((ROOT / "benchmarks" / "quality").glob("align_shop_cpu*.json"))[-1]
     curves = json.loads(json.loads(newest.read_text())["notes"])["curves of the first seed"]
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
