@@ -220,7 +220,8 @@ class Searcher(Protocol):
     """Queries to items. Plain methods with `arrays` and `state`, as `fitted.Fitted` saves them.
 
     One that can write the semantic IDs of the bundle has `takes_ids` true: `fit` and `with_items`
-    then take `ids` too, the IDs of all these items, or None where there is no bundle.
+    then take `ids` too, the IDs of all these items, or None where there is no bundle. One that can
+    name items by what towers make of them has `takes_towers` true, and they take `towers`.
     """
 
     config_class: ClassVar[type]

@@ -35,6 +35,7 @@ from sidrec.types import Bools, Candidates, Ints, Items, SemanticIds
 SEARCHERS = Stage("searchers")
 HYBRID = "hybrid"
 UNDERSTANDING = "understanding"
+TOWERS = "dual_tower"
 LEAST_TO_TUNE = 20
 """Judged queries below which weights are not chosen but equal."""
 
@@ -135,7 +136,8 @@ class SearchPart:
         """
         grown = {
             name: replace(
-                fitted, value=fitted.value.with_items(items, **with_ids(fitted.value, ids))
+                fitted,
+                value=fitted.value.with_items(items, **beside(fitted.value, ids, self.searchers)),
             )
             for name, fitted in self.searchers.items()
         }
@@ -195,7 +197,7 @@ def fit_search(
             on_event({"stage": chosen.name, "message": f"fit over {len(items)} items"})
         own = config.with_seed(chosen.config, settings.seed)
         method_class = methods.resolve("searchers", chosen.name)
-        value = method_class.fit(items, own, teaching, **with_ids(method_class, ids))
+        value = method_class.fit(items, own, teaching, **beside(method_class, ids, fitted))
         fitted[chosen.name] = Fitted(stage="searchers", name=chosen.name, config=own, value=value)
     hybrid, tuned_on = None, 0
     if several:
@@ -220,6 +222,9 @@ def fit_search(
     )
 
 
-def with_ids(searcher: Any, ids: SemanticIds | None) -> dict[str, Any]:
-    """The argument `ids`, for a searcher that takes it."""
-    return {"ids": ids} if getattr(searcher, "takes_ids", False) else {}
+def beside(searcher: Any, ids: SemanticIds | None, others: Mapping[str, Fitted]) -> dict[str, Any]:
+    """The arguments `ids` and `towers`, for a searcher that takes them."""
+    found: dict[str, Any] = {"ids": ids} if getattr(searcher, "takes_ids", False) else {}
+    if getattr(searcher, "takes_towers", False) and TOWERS in others:
+        found["towers"] = others[TOWERS].value
+    return found

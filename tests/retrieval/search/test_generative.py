@@ -9,6 +9,7 @@ import torch
 
 from sidrec import config
 from sidrec.alignment.log_probs import packed_log_probs
+from sidrec.config import Method
 from sidrec.data.search.made import made_search
 from sidrec.data.search.values import Judgements, Queries, SearchData, Sessions
 from sidrec.decoding.prefix_index import PrefixIndex
@@ -16,6 +17,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.generators.causal import CausalConfig
 from sidrec.generators.query_decoder import Asked, LessonBatch, QueryBatch
 from sidrec.retrieval.search.asking import best
+from sidrec.retrieval.search.dual_tower import DualTower, DualTowerConfig
 from sidrec.retrieval.search.generative import TOKENIZER, Generative, GenerativeConfig
 from sidrec.retrieval.search.preferring import (
     SearchAlignConfig,
@@ -23,7 +25,7 @@ from sidrec.retrieval.search.preferring import (
     session_preferences,
 )
 from sidrec.retrieval.search.query_lessons import KnownQueries, LessonBatches, Lessons
-from sidrec.search_part import SearchConfig
+from sidrec.search_part import SearchConfig, fit_search
 from sidrec.testing.tiny_catalogue import NUM_ITEMS, tiny_context
 from sidrec.types import Histories, HistoryBatch, Items, as_ids
 
@@ -280,3 +282,42 @@ def test_histories_of_words_are_ragged():
     lists = Histories.from_lists([[], [1, 2]])
     batch = KnownQueries(np.zeros((2, 3), dtype=np.float32), lists).batch()
     assert batch.words_BW.tolist() == [[-1, -1], [1, 2]] and batch.lengths_B.tolist() == [0, 2]
+
+
+def with_one_more(items):
+    """The catalogue and an item with the text of item 7."""
+    attributes = pl.concat([items.attributes, items.attributes[7:8]])
+    return Items(as_ids([*items.item_ids, "new"]), attributes)
+
+
+def test_a_view_of_the_towers_names_old_and_new_items(items):
+    towers = DualTower.fit(items, DualTowerConfig(dim=8, hidden=(8,), num_steps=20))
+    made, books = {}, {}
+    for view in ("item_view", "query_view", "mean_view"):
+        settings = small(ids=view, tokenizer=SHARED, collisions=KEEP, num_steps=0)
+        made[view] = Generative.fit(items, settings, towers=towers)
+        vectors = towers.item_vectors(items, made[view].config.view)
+        expected = made[view].tokenizer.encode(vectors).codes
+        np.testing.assert_array_equal(made[view].ids.codes, expected)
+        books[view] = np.concatenate([a.ravel() for a in made[view].tokenizer.arrays().values()])
+    assert not np.allclose(books["item_view"], books["query_view"])
+    searcher = made["query_view"]
+    twice = with_one_more(items)
+    grown = searcher.with_items(twice, towers=towers)
+    np.testing.assert_array_equal(grown.ids.codes[-1], searcher.ids.codes[7])
+    with pytest.raises(ConfigError, match="list the searcher dual_tower before"):
+        Generative.fit(items, searcher.config)
+    with pytest.raises(ConfigError, match="list the searcher dual_tower before"):
+        searcher.with_items(twice)
+
+
+def test_a_search_part_hands_its_towers_to_the_searcher_after_them(items):
+    tower = Method(stage="searchers", name="dual_tower", config=DualTowerConfig(dim=8, num_steps=5))
+    writer = Method(
+        stage="searchers", name="generative", config=small(ids="query_view", num_steps=2)
+    )
+    part = fit_search(items, SearchConfig(searchers=(tower, writer)))
+    grown = part.with_items(with_one_more(items)).searchers["generative"].value
+    assert len(grown.ids) == NUM_ITEMS + 1
+    with pytest.raises(ConfigError, match="list the searcher dual_tower before"):
+        fit_search(items, SearchConfig(searchers=(writer, tower)))

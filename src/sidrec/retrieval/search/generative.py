@@ -1,10 +1,12 @@
 """Generative retrieval: a query is decoded into semantic IDs, held to the catalogue's index.
 
-Items get IDs of their text vectors by any tokenizer, of one length or several (`sarq`), or keep
-those of the bundle, so that one index serves recommendation and search. A `QueryDecoder` learns the
-catalogue first (made queries and whole texts, each asking for its item), then judged queries with
-all their answers, and is aligned, where `align` says so, on judged non-matches. Answers come from
-the same exact scores, beam and rules as recommendations: none is outside the catalogue.
+Items get IDs of their text vectors by any tokenizer, of one length or several (`sarq`), or of what
+the towers of `dual_tower` make of them (the query view, as SCI says, or the item view or the mean),
+or keep those of the bundle, so that one index serves recommendation and search. A `QueryDecoder`
+learns the catalogue first (made queries and whole texts, each asking for its item), then judged
+queries with all their answers, and is aligned, where `align` says so, on judged non-matches.
+Answers come from the same exact scores, beam and rules as recommendations: none is outside the
+catalogue.
 
     score of an item = log π(ID | query) + log share of the item among those with this ID
     share            = softmax of its item logits over them                 1 where it is alone
@@ -12,7 +14,8 @@ the same exact scores, beam and rules as recommendations: none is outside the ca
 An item without text, and a query of which no word is known, have no answer.
 
 Source:   DSI, arXiv:2202.06991 (index and retrieval by one model); TIGER, arXiv:2305.05065 (IDs,
-          beam); RAD-DPO, arXiv:2602.23964 (multi-positive likelihood, then alignment).
+          beam); SCI, arXiv:2512.13074 (IDs of the query view); RAD-DPO, arXiv:2602.23964
+          (multi-positive likelihood, then alignment).
 Differs:  no language model: see `generators.query_decoder`. A history is not read here; the bundle
           fuses it in (`history_weight`).
 Cost:     fit: `num_steps` + `judged_steps` steps, a minute for 7,000 items on one core. Asking: all
@@ -27,7 +30,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -71,6 +74,11 @@ from sidrec.types import (
     as_ids,
 )
 
+if TYPE_CHECKING:
+    from sidrec.retrieval.search.dual_tower import DualTower
+    from sidrec.retrieval.search.views import View
+
+VIEW_OF: dict[str, View] = {"item_view": "item", "query_view": "query", "mean_view": "mean"}
 TEXT = Stage("embeddings")
 TOKENIZER = Stage("tokenizers")
 COLLISIONS = Stage("collisions")
@@ -94,14 +102,15 @@ class GenerativeConfig:
 
     text: Annotated[Method, TEXT] = field(default_factory=lambda: configuration.method(TEXT, "lsa"))
     """The embedding of item texts and queries: `lsa`, `sentence`, …"""
-    ids: Literal["own", "bundle"] = "own"
-    """Whose semantic IDs are written: made here of text vectors, or those that recommend."""
+    ids: Literal["own", "bundle", "item_view", "query_view", "mean_view"] = "own"
+    """Which semantic IDs are written: made here of text vectors; those that recommend; or made of
+    what the towers of `dual_tower`, listed before, make of items: either view, or their mean."""
     tokenizer: Annotated[Method, TOKENIZER] | None = None
-    """What makes own IDs; by default three levels of residual k-means that suit the catalogue."""
+    """What makes IDs here; by default three levels of residual k-means that suit the catalogue."""
     collisions: Annotated[Method, COLLISIONS] = field(
         default_factory=lambda: configuration.method(COLLISIONS, "reassign")
     )
-    """What to do with items that get the same own ID; `keep` leaves sets."""
+    """What to do with items that get the same ID here; `keep` leaves sets."""
     decoder: CausalConfig = DECODER
     """Settings of the code decoder, those of the generator `causal`; `max_length` counts words and
     `num_layers` blocks of attention over them."""
@@ -142,6 +151,11 @@ class GenerativeConfig:
         if self.ids == "bundle" and self.tokenizer is not None:
             raise ConfigError('generative.tokenizer makes own IDs; drop it, or set ids = "own"')
 
+    @property
+    def view(self) -> View | None:
+        """Which view of the towers names items; None where no tower does."""
+        return VIEW_OF.get(self.ids)
+
 
 @dataclass(frozen=True, eq=False)
 class Generative:
@@ -150,6 +164,8 @@ class Generative:
     config_class: ClassVar[type] = GenerativeConfig
     takes_ids: ClassVar[bool] = True
     """`fit` and `with_items` take the bundle's IDs as well."""
+    takes_towers: ClassVar[bool] = True
+    """They take a fitted `dual_tower` too."""
     config: GenerativeConfig
     text: Any
     """The fitted embedding."""
@@ -171,6 +187,7 @@ class Generative:
         config: GenerativeConfig,
         queries: SearchData | None = None,
         ids: SemanticIds | None = None,
+        towers: DualTower | None = None,
     ) -> Self:
         """Learn the catalogue, then judged queries where there are any, then to prefer."""
         nobody = Histories(np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
@@ -178,7 +195,7 @@ class Generative:
             CatalogueContext(items, nobody),
             configuration.with_seed(config.text.config, config.seed),
         )
-        found = cls.untaught(items, config, text, text.embed(items).vectors, queries, ids)
+        found = cls.untaught(items, config, text, text.embed(items).vectors, queries, ids, towers)
         found = found.indexed(items)
         if queries is not None:
             found = found.taught(items, queries)
@@ -195,6 +212,7 @@ class Generative:
         vectors_NF: Floats,
         queries: SearchData | None = None,
         ids: SemanticIds | None = None,
+        towers: DualTower | None = None,
     ) -> Self:
         """IDs, and a decoder that ranks by cosines of text vectors. Answers of judged queries are
         the events that tokenizers may weigh items by.
@@ -215,7 +233,7 @@ class Generative:
                 least = config.least_grade or judged.top_grade
                 answers = Histories.from_lists([judged.items_J[judged.grades_J >= least]])
             settings = configuration.with_seed(chosen.config, config.seed)
-            vectors = ItemVectors(items.item_ids, vectors_NF)
+            vectors = ItemVectors(items.item_ids, named_by(items, config, vectors_NF, towers))
             context = CatalogueContext(items, answers, vectors)
             tokenizer = methods.resolve("tokenizers", chosen.name).fit(vectors, settings, context)
             policy = methods.resolve("collisions", config.collisions.name)
@@ -419,10 +437,13 @@ class Generative:
 
     # ---------------------------------------------------------------- changing and saving
 
-    def with_items(self, items: Items, ids: SemanticIds | None = None) -> Self:
+    def with_items(
+        self, items: Items, ids: SemanticIds | None = None, towers: DualTower | None = None
+    ) -> Self:
         """The same decoder over a catalogue whose first items are the present ones.
 
-        New items get the nearest free own IDs, or those of the bundle that `ids` brings.
+        New items get the nearest free own IDs, by the `towers` that the old ones are of, or those
+        of the bundle that `ids` brings.
         """
         num_old = len(self.ids)
         new_MF = self.text.embed(items).vectors[num_old:]
@@ -435,7 +456,8 @@ class Generative:
                 )
             codes_NL = ids.codes
         else:
-            new = ItemVectors(as_ids(range(num_old, len(items))), new_MF)
+            named_ND = named_by(items, self.config, vectors_NF, towers)
+            new = ItemVectors(as_ids(range(num_old, len(items))), named_ND[num_old:])
             policy = self.config.collisions
             made, _ = assign_new(self.ids, self.tokenizer, new, policy.name, policy.config)
             codes_NL = np.concatenate([self.ids.codes, made.codes])
@@ -499,6 +521,22 @@ class Generative:
         return cls(
             config, text, tokenizer, chosen, arrays["vectors"], ids, vocabulary, decoder.eval()
         )
+
+
+def named_by(
+    items: Items, config: GenerativeConfig, vectors_NF: Floats, towers: DualTower | None
+) -> Floats:
+    """Vectors (N, D) that IDs are made of: text vectors, or a view of the towers. ConfigError where
+    there are none.
+    """
+    if config.view is None:
+        return vectors_NF
+    if towers is None:
+        raise ConfigError(
+            f'generative.ids = "{config.ids}" needs towers: list the searcher dual_tower before '
+            'generative, or set ids = "own"'
+        )
+    return towers.item_vectors(items, config.view).vectors
 
 
 def numbered(codes_NL: Any, num_codes: tuple[int, ...]) -> SemanticIds:
