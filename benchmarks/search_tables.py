@@ -217,7 +217,20 @@ def generative_table(figures: Figures, data: str) -> str:
         return MISSING + "\n"
     header = ["system", *metrics[:4], "no item, in the answers", "invented, free beam"]
     header += ["ndcg@10 − `generative`"]
-    return markdown(header, rows) + "\n" + sources(used)
+    return markdown(header, rows) + "\n" + pairs_line(figures, data) + sources(used)
+
+
+def pairs_line(figures: Figures, data: str) -> str:
+    """How often a positive and a non-match share their first codes, and queries without answer."""
+    one, two = (figures.get(f"{data}.pairs_sharing_{codes}") for codes in (1, 2))
+    unanswered = figures.get(f"{data}.generative.unanswered_share")
+    if not (one and two and unanswered):
+        return ""
+    return (
+        f"Of {one['n']:,} pairs of a query's best answer and a judged non-match {one['value']:.1%} "
+        f"share the first code, {two['value']:.1%} the first two. Queries without a known word, "
+        f"which get no answer: {unanswered['value']:.1%}.\n"
+    )
 
 
 def search_ids_table(figures: Figures) -> str:

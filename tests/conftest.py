@@ -56,6 +56,29 @@ def write_tables(dataset, folder):
     items.attributes.with_columns(ids).write_parquet(folder / "items.parquet")
 
 
+def taught(model, steps=60):
+    """The model after some steps on the sequences of `testing.tiny_catalogue`, each item the target
+    of those before it.
+    """
+    import torch
+
+    from sidrec.testing.tiny_catalogue import tiny_context
+    from sidrec.types import HistoryBatch
+
+    batch = HistoryBatch.from_histories(tiny_context().train, max_length=6)
+    ends = torch.full((batch.num_requests, 1), -1)
+    targets = torch.cat([batch.items_BT[:, 1:], ends], dim=1)
+    batch = HistoryBatch(batch.items_BT, batch.lengths_B, targets)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            model.loss(batch)[0].backward()
+            optimiser.step()
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """`folder` with the two files and `recipe`, `run_dir`, and the finished `run`."""

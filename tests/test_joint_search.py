@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tests.conftest import RECIPE
+from tests.conftest import RECIPE, taught
 
 from sidrec import pipeline, recipe
 from sidrec.errors import ConfigError, DataError
@@ -116,21 +116,9 @@ class Asked:
     def fit(cls, items, config, queries):
         from sidrec.joint_search import ScorerSearcher
         from sidrec.scorers.unicorn import Unicorn
-        from sidrec.types import HistoryBatch
 
-        context = replace(tiny_context(), items=items)
-        model = Unicorn.build(context, config)
-        batch = HistoryBatch.from_histories(context.train, max_length=6)
-        targets = torch.cat([batch.items_BT[:, 1:], torch.full((32, 1), -1)], dim=1)
-        batch = HistoryBatch(batch.items_BT, batch.lengths_B, targets)
-        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for _ in range(40):
-                optimiser.zero_grad()
-                model.loss(batch)[0].backward()
-                optimiser.step()
-        return ScorerSearcher(None, model.eval())  # type: ignore[arg-type]
+        model = taught(Unicorn.build(replace(tiny_context(), items=items), config), steps=40)
+        return ScorerSearcher(None, model)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

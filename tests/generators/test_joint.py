@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.conftest import taught
 
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.search import search
@@ -18,19 +19,7 @@ SMALL = small_config(JointConfig)
 
 @pytest.fixture(scope="module")
 def trained():
-    context = tiny_context()
-    model = Joint.build(context, SMALL)
-    batch = HistoryBatch.from_histories(context.train, max_length=6)
-    targets = torch.cat([batch.items_BT[:, 1:], torch.full((32, 1), -1)], dim=1)
-    batch = HistoryBatch(batch.items_BT, batch.lengths_B, targets)
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for _ in range(60):
-            optimiser.zero_grad()
-            model.loss(batch)[0].backward()
-            optimiser.step()
-    return model.eval()
+    return taught(Joint.build(tiny_context(), SMALL))
 
 
 def found(model, batch, k=4):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.conftest import taught
 
 from sidrec.errors import ConfigError
 from sidrec.scorers.unicorn import TASKS, Unicorn, UnicornConfig, one_of, prefix_rows
@@ -27,18 +28,7 @@ def built(**changes):
 
 @pytest.fixture(scope="module")
 def trained():
-    model, context = built(), tiny_context()
-    batch = HistoryBatch.from_histories(context.train, max_length=6)
-    targets = torch.cat([batch.items_BT[:, 1:], torch.full((32, 1), -1)], dim=1)
-    batch = HistoryBatch(batch.items_BT, batch.lengths_B, targets)
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for _ in range(60):
-            optimiser.zero_grad()
-            model.loss(batch)[0].backward()
-            optimiser.step()
-    return model.eval()
+    return taught(built())
 
 
 def test_one_set_of_weights_answers_all_three_tasks(trained):
