@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import threading
+import time
+import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -251,3 +255,76 @@ def test_a_server_started_on_a_model_that_lacks_a_system_answers_by_its_default(
         serving(bundle=two_models / "plain", scenarios=cheap),
     ):
         pass
+
+
+def wait_until(met):
+    end = time.monotonic() + 10
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def served(client):
+    """The recommender that answers, and whatever else of it stays in memory."""
+    return weakref.ref(client.service.models.current.recommender)
+
+
+@contextmanager
+def no_collector():
+    """As far as the collector goes, everything stays: what is there now for good, as in `run`."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def test_a_model_that_is_replaced_gives_its_memory_back_without_the_collector(
+    serving, bundles, tmp_path
+):
+    """Of models whose retrievers hold them."""
+    from dataclasses import replace
+
+    from sidrec import config
+    from sidrec.recipe import RETRIEVER
+
+    mixture = config.method(RETRIEVER, "mixture", weight=0.4, num_retrieved=9)
+    for number, name in enumerate(("first", "second")):
+        beam_width = bundles.recommender.beam_width + number
+        model = replace(bundles.recommender, retrievers=(mixture,), beam_width=beam_width)
+        model.save(tmp_path / "models" / name)
+    with serving(bundle=tmp_path / "models" / "first") as client:
+
+        def use():
+            body = {"history": bundles.history, "system": "mixture"}
+            assert not client.post("/v1/recommend", json=body).json()["degraded"]
+            return served(client)
+
+        seen = [use()]
+        with no_collector():
+            for swap in range(10):
+                activate(client, ("second", "first")[swap % 2])
+                seen.append(use())
+                client.post("/v1/items", json={"items": [{"item_id": f"new{swap}"}]})
+                seen.append(use())
+            client.post("/v1/models/second/recommend", json={"history": bundles.history})
+            models = client.service.models
+            held = {id(models.current.recommender), id(models._base), id(models._previous[1])}
+            wait_until(lambda: {id(r()) for r in seen if r() is not None} <= held)
+            assert models.replaced.collect(0) == 0
+
+
+def test_the_collector_takes_a_replaced_model_that_holds_itself(serving, bundles):
+    with serving() as client:
+        first = served(client)
+        vars(first())["itself"] = first()
+        with no_collector():
+            activate(client, "second")
+            activate(client, "first")  # the one before this is kept
+            models = client.service.models
+            assert first() is not None and models.replaced.collect(60) == 0
+            wait_until(lambda: models.replaced.collect(0) or first() is None)
+            assert first() is None

@@ -39,11 +39,13 @@ class Beside:
             if (name, found[:12]) == (current.name, current.version):
                 return current
             if self._recommender is None or self._hash != found:
-                self._recommender = self._snapshot = None
+                self._forget()
                 self._recommender = self.models.loaded(name)
                 self._hash = found
             version = current.catalogue_version
             if self._snapshot is None or self._snapshot.catalogue_version != version:
+                held, self._snapshot = self._held(), None
+                self.models.replaced.let_go(held, [self._recommender])
                 self._snapshot = self._with_stored_items(self._recommender, name, version)
             return self._snapshot
 
@@ -58,4 +60,12 @@ class Beside:
         """Let go of a bundle that nobody looks at any more."""
         with self._lock:
             if time.monotonic() - self._asked_seconds > IDLE_SECONDS:
-                self._recommender = self._snapshot = None
+                self._forget()
+
+    def _forget(self) -> None:
+        held, self._recommender, self._snapshot = self._held(), None, None
+        self.models.replaced.let_go(held, [])
+
+    def _held(self) -> list[Recommender]:
+        found = [] if self._recommender is None else [self._recommender]
+        return found if self._snapshot is None else [*found, self._snapshot.recommender]

@@ -30,6 +30,7 @@ from sidrec import artifact
 from sidrec.errors import ArtifactError, SidrecError
 from sidrec.recommender import Recommender, load
 from sidrec.serving import store as tables
+from sidrec.serving.memory import Replaced
 from sidrec.serving.problems import Problem
 from sidrec.serving.settings import ServeSettings
 from sidrec.serving.snapshot import Snapshot
@@ -66,6 +67,7 @@ class Models:
         self._pending: list[_Change] = []
         self._pending_lock = threading.Lock()
         self._previous: tuple[str, Recommender] | None = None
+        self.replaced = Replaced()
         self._started_with = artifact.file_hash(manifest_of(settings.bundle))
         path = self._last_activated() or settings.bundle
         self._base = load(path, device=settings.device)
@@ -94,7 +96,7 @@ class Models:
             snapshot = self.current.without(item_ids)
             gone = [{"item_id": i, "attributes": {}, "available": False} for i in item_ids]
             self._write(gone, deleted=True)
-            self.current = snapshot
+            self._serve(snapshot)
         return snapshot
 
     def _upsert_together(self, changes: Sequence[_Change]) -> None:
@@ -117,7 +119,7 @@ class Models:
             else:
                 changes[0].done.set_exception(error)
             return
-        self.current = snapshot
+        self._serve(snapshot)
         known = before.recommender.items.row_of
         for change in changes:
             updated = sum(entry["item_id"] in known for entry in change.entries)
@@ -262,8 +264,20 @@ class Models:
             "hash": str(recommender.content_hash),
         }
         self.store.write(lambda c: c.execute(tables.activations.insert().values(**row))).result()
+        before = self._held()
         self.current, self._base, self._previous = snapshot, recommender, replaced
+        self.replaced.let_go(before, self._held())
         return snapshot
+
+    def _serve(self, snapshot: Snapshot) -> None:
+        """Publish a snapshot of the same bundle."""
+        before = self._held()
+        self.current = snapshot
+        self.replaced.let_go(before, self._held())
+
+    def _held(self) -> list[Recommender]:
+        previous = [] if self._previous is None else [self._previous[1]]
+        return [self.current.recommender, self._base, *previous]
 
     def _last_activated(self) -> Path | None:
         """The bundle to go on with after a restart with the same arguments."""

@@ -36,7 +36,7 @@ def serve(settings: ServeSettings, started: Callable[[str], None]) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
         app = create_app(settings)
         # What lives as long as the server is not looked at again: a full collection over it would
-        # stop every thread for a quarter of a second.
+        # stop every thread for a quarter of a second. `memory` looks after models that go.
         gc.collect()
         gc.freeze()
         host, port = listening.getsockname()[:2]

@@ -94,6 +94,7 @@ class Service:
     def _sweep(self) -> None:
         while not self.stopping.wait(SWEEP_SECONDS):
             self.beside.forget_idle()
+            self.models.replaced.collect()
             try:
                 self.sweep()
             except Problem as problem:
