@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="the first one for others"
     )
+    parser.add_argument("--tag", default="", help="told apart from other files of the day")
     parser.add_argument("--write", action="store_true", help="write the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,7 +117,7 @@ def main() -> None:
     print(f"{time.process_time() - began:.0f} s of processor", flush=True)
     if arguments.write:
         path = write(
-            f"search_generative_{arguments.part}",
+            "_".join(filter(None, ("search_generative", arguments.part, arguments.tag))),
             figures,
             seeds=arguments.seeds if arguments.part == "esci" else arguments.seeds[:1],
             command=" ".join(["python", *sys.argv]),
