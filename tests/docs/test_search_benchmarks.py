@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_a_figure_is_over_the_seeds_and_queries_that_have_it():
 
 
 def test_faults_of_an_answer_are_places_without_a_live_item():
-    searcher = SimpleNamespace(ids=range(4), known_N=np.array([True, True, True, False]))
+    searcher: Any = SimpleNamespace(ids=range(4), known_N=np.array([True, True, True, False]))
     rows = np.array([[0, 1, 2, 1], [0, 3, 4, -1], [-1, -1, -1, -1]])
     found = search_generative.listed_invalid(rows, searcher)
     np.testing.assert_array_equal(found, [0, 0.75, np.nan])
