@@ -123,3 +123,16 @@ def test_more_histories_than_can_wait_are_answered_by_popular_items_at_once(serv
             assert time.monotonic() - start < LATE_SECONDS / 2
             gate.set()
             assert not any(future.result().json()["degraded"] for future in sent)
+
+
+def test_more_that_ask_for_health_than_are_told_hear_that_it_is_not_well(serving, monkeypatch):
+    with serving() as client, ThreadPoolExecutor(33) as askers:
+        gate = threading.Event()
+        monkeypatch.setattr(client.service, "ready", lambda: gate.wait(LATE_SECONDS))
+        sent = [askers.submit(client.get, "/readyz") for _ in range(33)]
+        wait_for(lambda: client.service.lines.health._held == 33)
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/livez").status_code == 200
+        assert client.get("/v1/users/nobody/history").status_code == 200
+        gate.set()
+        assert [future.result().status_code for future in sent] == [200] * 33
