@@ -32,7 +32,7 @@ import sidrec
 from sidrec.errors import SidrecError
 
 Figures = dict[str, dict[str, Any]]
-P99_LIMIT_MS = 50.0
+P99_LIMIT_MS, AIM_MS = 50.0, 20.0
 RATES = (10, 20, 40, 60, 80, 100, 125, 150, 200, 250, 300, 400, 500, 650, 800, 1000)
 
 
@@ -133,7 +133,7 @@ def idle(bench: Bench) -> Figures:
 
 
 def open_loop_part(bench: Bench) -> Figures:
-    """The highest rate whose answers are all whole and whose p99 is at most 50 ms."""
+    """The highest rates whose answers are all whole, with p99 at most 50 ms, and at most 20 ms."""
     server = bench.server("open_loop")
 
     def at(rate: float, seconds: float) -> Outcome:
@@ -146,6 +146,7 @@ def open_loop_part(bench: Bench) -> Figures:
 
     at(5, 3)
     best: tuple[float, Outcome] | None = None
+    within: dict[str, Any] = {"value": 0, "unit": "requests/s", "n": 0}
     for rate in RATES:
         outcome = at(rate, bench.options.seconds)
         p99 = outcome.percentile_ms(0.99)
@@ -153,6 +154,8 @@ def open_loop_part(bench: Bench) -> Figures:
         if outcome.errors or p99 > P99_LIMIT_MS:
             break
         best = rate, outcome
+        if p99 <= AIM_MS:
+            within = {"value": rate, "unit": "requests/s", "n": len(outcome.seconds)}
     over = at(10 * (best[0] if best else RATES[0]), 5)
     say(f"10x: {over.statuses}, server holds {server.rss_bytes() >> 20} MiB")
     server.end()
@@ -171,16 +174,18 @@ def open_loop_part(bench: Bench) -> Figures:
             "unit": "ms",
             "n": n,
         },
+        f"serve.open_loop.{bench.prefix}within_20_ms.requests_per_second": within,
     }
 
 
 def overload(bench: Bench) -> Figures:
     """Ten times what the server can answer: what the accepted wait, what it holds, how it recovers.
 
-    Capacity is that of 8 senders in a closed loop, just before. The client shares the cores, so at
+    The queue is short, as of a service that promises latency. Capacity is that of 8 senders in a
+    closed loop, just before. The client shares the cores, so at
     this rate much of an answer's time is the client's own.
     """
-    server, take = bench.server("overload"), bench.requests.__getitem__
+    server, take = bench.server("overload", "--max-queue", "16"), bench.requests.__getitem__
 
     async def run(pool: Pool) -> tuple[float, Outcome, list[float]]:
         for _ in range(2):  # the first warms up

@@ -119,6 +119,23 @@ TARGETS = (
     ),
     Target(figure="amazon_beauty.hybrid.cold.recall@10", above_zero=True, gpu=None),
     _cost("import.sidrec.seconds", 0.5, 0.5),
+    Target(figure="serve.open_loop.requests_per_second", floor=150),
+    Target(figure="serve.open_loop.within_20_ms.requests_per_second", aim=500),
+    Target(figure="serve.open_loop.awake.requests_per_second", floor=150),
+    Target(figure="serve.open_loop.awake.within_20_ms.requests_per_second", aim=500),
+    *(
+        _cost(f"serve.idle.{cores}{part}", floor, aim)
+        for cores in ("", "awake.")
+        for part, floor, aim in (("p50", 12, 4), ("p99", 30, 8))
+    ),
+    Target(figure="serve.events.per_second", floor=10_000, aim=30_000),
+    Target(figure="serve.kill9.cycles", floor=50, aim=200),
+    *(
+        _cost(f"serve.{figure}", 0, 0)
+        for figure in ("kill9.lost", "kill9.doubled", "hot_swap.failed", "bundle_fuzz.accepted_bad")
+    ),
+    _cost("serve.new_item.p99", 1000, 100),
+    Target(figure="serve.bundle_fuzz.mutations", floor=1000),
 )
 
 
