@@ -30,6 +30,7 @@ REQUIRED = ("what", "command", "commit", "date", "seeds", "hardware", "versions"
 REQUIRED_HARDWARE = ("cpu", "cores", "gpu", "load_1m", "gemm_gflops")
 REQUIRED_FIGURE = ("value", "unit")
 PACKAGES = ("sidrec", "torch", "numpy", "faiss-cpu", "polars", "transformers", "cornac")
+STRATUM = re.compile(r"([^.]+\.(?![^.]*_ids\.)[^.]+\.)cold\.")
 PATH = re.compile(r"(?<![\w.:/])~?/(?:[\w.+-]+/)*([\w.+-]*)")
 
 
@@ -75,7 +76,8 @@ def write(
 def from_report(report: Any, dataset: str, system: str) -> dict[str, dict[str, Any]]:
     """Figures of a `sidrec.evaluation.Report`, by the names of DESIGN; strata go before metrics."""
     rule = "seen_filtered." if report.protocol.filter_seen else ""
-    groups = {"": report.figures, **{f"{s}.": f for s, f in report.strata.items()}}
+    strata = {"no_events" if s == "cold" else s: f for s, f in report.strata.items()}
+    groups = {"": report.figures, **{f"{s}.": f for s, f in strata.items()}}
     return {
         f"{dataset}.{system}.{rule}{stratum}{metric}": _entry(metric, figure)
         for stratum, members in groups.items()
@@ -98,7 +100,7 @@ def _entry(metric: str, figure: Any) -> dict[str, Any]:
 
 def read_figures(root: Path = ROOT, *, gpu: bool | None = None) -> dict[str, dict[str, Any]]:
     """Newest figure of every name, with `file`, `seeds`, `hardware` and `date` of its run added
-    (a figure's own `seeds` stand where it has them).
+    (a figure's own `seeds` stand where it has them); names as `meaning` has them.
 
     `gpu` keeps runs with (True) or without (False) one.
     """
@@ -115,8 +117,25 @@ def read_figures(root: Path = ROOT, *, gpu: bool | None = None) -> dict[str, dic
             "date": record["date"],
             "hardware": machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores",
         }
-        newest |= {name: {**origin, **figure} for name, figure in record["figures"].items()}
+        newest |= {
+            meaning(name, record["what"]): {**origin, **figure}
+            for name, figure in record["figures"].items()
+        }
     return newest
+
+
+def meaning(name: str, what: str) -> str:
+    """The figure's name, where a run of before the stratum was renamed says `cold`: `no_events`.
+
+    `<data>.<system>.cold.<metric>` is of items removed from training and added later, which only
+    cold_start.py measures; a target without training events is another question.
+
+    >>> meaning("beauty.causal.cold.recall@10", "beauty")
+    'beauty.causal.no_events.recall@10'
+    >>> meaning("beauty.causal.cold.recall@10", "beauty_cold_start")
+    'beauty.causal.cold.recall@10'
+    """
+    return name if what.endswith("cold_start") else STRATUM.sub(r"\1no_events.", name, count=1)
 
 
 def files(root: Path = ROOT) -> list[Path]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, number, signed, sources
 from generator_rows import BASELINE, ROWS
 
-S2GR_ROWS = (
-    "s2gr",
-    "s2gr_no_reason",
-    "s2gr_no_supervision",
-    "s2gr_all_first",
-    "s2gr_rqvae",
-)
+S2GR_ROWS = {
+    "s2gr": (
+        "s2gr",
+        "s2gr_no_reason",
+        "s2gr_no_supervision",
+        "s2gr_all_first",
+        "s2gr_rqvae",
+    ),
+    "s2gr_tiger": ("s2gr_tiger", "tiger_coba"),
+}
+"""Backbone -> its rows: the whole method, and what is taken from it."""
 
 
 def generator_table(figures: Figures, dataset: str) -> str:
@@ -24,12 +28,13 @@ def generator_table(figures: Figures, dataset: str) -> str:
         pair = figures.get(f"{dataset}.{name}_minus_{BASELINE}.recall@10")
         others = [
             figures.get(f"{dataset}.{name}.{metric}")
-            for metric in ("no_events.recall@10", "coverage@10")
+            for metric in ("tail.recall@10", "no_events.recall@10", "coverage@10")
         ]
         costs = [
             figures.get(name_of)
             for name_of in (
                 f"{dataset}.{name}.parameters",
+                f"{dataset}.{name}.active_parameters",
                 f"{dataset}.{name}.train_seconds",
                 f"generators.{name}.beam20.one_user.p50",
                 f"generators.{name}.beam50.one_user.p50",
@@ -39,26 +44,27 @@ def generator_table(figures: Figures, dataset: str) -> str:
         used += [figure for figure in (*found, *others, *costs) if figure]
         cells = [accuracy_cell(figure, None) for figure in found]
         cells.append(signed(pair) if pair else "–")
-        cells += [f"{figure['value']:.3f}" if figure else "–" for figure in others]
+        cells += [accuracy_cell(figure, None) if figure else "–" for figure in others]
         cells += [number(figure["value"]) if figure else "–" for figure in costs]
         rows.append([f"`{name}`", *cells])
     if not rows:
         return MISSING + "\n"
     header = ["system", *(title for title, _ in COLUMNS[:4]), "R@10 − `causal`"]
-    header += ["R@10 no events", "coverage@10", "parameters", "training s"]
+    header += ["R@10 tail", "no events", "coverage@10", "parameters", "active", "training s"]
     header += ["p50 ms, beam 20", "beam 50", "users/s, beam 20"]
     return (
         markdown(header, rows)
         + "\nOne budget of processor seconds to train each model; in brackets 95 % intervals over "
         "users, paired for the difference. Parameters and seconds are those of all models that a "
-        "system asks. `lite` and `dense` have no beam.\n" + sources(used)
+        "system asks; active ones are what one position passes through where experts are routed. "
+        "`lite` and `dense` have no beam.\n" + sources(used)
     )
 
 
-def s2gr_table(figures: Figures, dataset: str) -> str:
+def s2gr_table(figures: Figures, dataset: str, backbone: str = "s2gr") -> str:
     """S²GR and what is taken from it × accuracy in both protocols, and codes by level."""
     rows, used = [], []
-    for name in S2GR_ROWS:
+    for name in S2GR_ROWS[backbone]:
         found = [
             figures.get(f"{dataset}.{name}.{protocol}{metric}")
             for protocol in ("", "min10.")
@@ -67,7 +73,7 @@ def s2gr_table(figures: Figures, dataset: str) -> str:
         if not any(found):
             continue
         pairs = [
-            figures.get(f"{dataset}.s2gr_minus_{name}.{protocol}recall@10")
+            figures.get(f"{dataset}.{backbone}_minus_{name}.{protocol}recall@10")
             for protocol in ("", "min10.")
         ]
         levels = {
@@ -86,6 +92,47 @@ def s2gr_table(figures: Figures, dataset: str) -> str:
     if not rows:
         return MISSING + "\n"
     header = ["system", "R@10", "N@10", "R@10, ≥ 10 events", "N@10, ≥ 10 events"]
-    header += ["`s2gr` − it, R@10", "the same, ≥ 10 events", "code right, by level"]
+    header += [f"`{backbone}` − it, R@10", "the same, ≥ 10 events", "code right, by level"]
     header += ["thought names its cluster", "most frequent cluster"]
+    return markdown(header, rows) + "\n" + sources(used)
+
+
+def best_table(figures: Figures, dataset: str) -> str:
+    """The best fusion and the default one × accuracy, and the best minus the systems of its run."""
+    rows, used = [], []
+    for name in ("best", "hybrid"):
+        found = [figures.get(f"{dataset}.{name}.{metric}") for _, metric in COLUMNS[:4]]
+        if any(found):
+            used += [figure for figure in found if figure]
+            rows.append([f"`{name}`", *(accuracy_cell(figure, None) for figure in found)])
+    for name in ("hybrid", "parallel", "dense", "sasrec", "transition_graph"):
+        pairs = [figures.get(f"{dataset}.best_minus_{name}.{metric}") for _, metric in COLUMNS[:4]]
+        if any(pairs):
+            used += [pair for pair in pairs if pair]
+            shown = [signed(pair) if pair else "–" for pair in pairs]
+            rows.append([f"`best` − `{name}`", *shown])
+    if not rows:
+        return MISSING + "\n"
+    return markdown(["system", *(title for title, _ in COLUMNS[:4])], rows) + "\n" + sources(used)
+
+
+def graph_table(figures: Figures) -> str:
+    """Exact scoring and walks over the item graph × recall, agreement, latency."""
+    end, rows, used = ".one_user.p50", [], []
+    timed = [name.removesuffix(end) for name in figures if name.endswith(end)]
+    names = sorted(n for n in timed if n.startswith(("parallel.exact", "parallel.graph_")))
+    for name in names:
+        recall, lost, overlap, p50, ratio = (
+            figures.get(f"{name}.{figure}")
+            for figure in ("recall@10", "minus_exact.recall@10", "overlap@10", "one_user.p50",
+                           "latency_over_exact")
+        )  # fmt: skip
+        used += [figure for figure in (recall, lost, overlap, p50, ratio) if figure]
+        cells = [accuracy_cell(recall, None), signed(lost) if lost else "–"]
+        cells += [accuracy_cell(overlap, None) if overlap else "–"]
+        cells += [number(p50["value"]) if p50 else "–", number(ratio["value"]) if ratio else "–"]
+        rows.append([f"`{name.removeprefix('parallel.')}`", *cells])
+    if not rows:
+        return MISSING + "\n"
+    header = ["search", "R@10", "− exact", "share of the exact list", "p50 ms", "over exact"]
     return markdown(header, rows) + "\n" + sources(used)

@@ -10,8 +10,9 @@ Finished runs are kept under `--runs` by their settings. `--latency` loads those
 and times all rows in turn, one user at a time and in batches: run it alone on an idle machine.
 Every call writes all that is there of these seconds.
 Figures: `<data>.<row>.[<stratum>.]{recall,ndcg}@{5,10}`, `no_events` being targets without a
-training event, `<data>.<row>.coverage@10`, `<data>.<row>.{parameters,train_seconds}`, paired
-differences `<data>.<row>_minus_causal_same_budget.[<stratum>.]<metric>`, and with `--latency`
+training event, `<data>.<row>.coverage@10`, `<data>.<row>.{parameters,active_parameters}`,
+`<data>.<row>.train_seconds`, paired differences
+`<data>.<row>_minus_causal_same_budget.[<stratum>.]<metric>`, and with `--latency`
 `generators.<row>.beam<width>.{one_user.p50,batch.users_per_second}`.
 """
 
@@ -41,6 +42,8 @@ from sidrec.cli import output
 from sidrec.config import Method
 from sidrec.data import load_named, split
 from sidrec.evaluation import Report, average_seeds
+from sidrec.fitted import Fitted
+from sidrec.mixture_of_experts import count_parameters
 from sidrec.pipeline import evaluate_systems, fit
 from sidrec.recipe import (
     COLLISIONS,
@@ -153,19 +156,33 @@ def measure(
 
 def cost_of(recommender: Recommender, system: str, shared: Path) -> dict[str, float]:
     """Parameters and training seconds of the models that a system asks."""
+    seconds = 0.0
+    for fitted in asked_by(recommender, system):
+        folders = sorted((shared / "training").glob(f"{fitted.name}-*"), key=newest)
+        found = load_newest(folders[-1] / "checkpoints")
+        assert found is not None
+        seconds += found[1]["progress"]["seconds"]
+    return {**sizes_of(recommender, system), "train_seconds": round(seconds, 1)}
+
+
+def sizes_of(recommender: Recommender, system: str) -> dict[str, float]:
+    """Parameters of the models that a system asks, and those that one position passes through."""
+    parameters = active = 0
+    for fitted in asked_by(recommender, system):
+        own = sum(p.numel() for p in fitted.value.parameters())
+        learnt = count_parameters(fitted.value)
+        parameters, active = parameters + own, active + own - (learnt.total - learnt.active)
+    return {"parameters": parameters, "active_parameters": active}
+
+
+def asked_by(recommender: Recommender, system: str) -> list[Fitted]:
+    """The models behind a system: itself, or the generator and what its retriever compares with."""
     asked = {recommender.generator.name: recommender.generator, **recommender.scorers}
     own = [asked[system]] if system in asked else [recommender.generator]
     retriever = next((c.config for c in recommender.retrievers if c.name == system), None)
     if (scorer := getattr(retriever, "retriever", None)) is not None:
         own.append(recommender.scorers[scorer])
-    parameters, seconds = 0, 0.0
-    for fitted in own:
-        parameters += sum(p.numel() for p in fitted.value.parameters())
-        folders = sorted((shared / "training").glob(f"{fitted.name}-*"), key=newest)
-        found = load_newest(folders[-1] / "checkpoints")
-        assert found is not None
-        seconds += found[1]["progress"]["seconds"]
-    return {"parameters": parameters, "train_seconds": round(seconds, 1)}
+    return own
 
 
 def newest(folder: Path) -> float:
@@ -191,8 +208,8 @@ def collect(
     costs: dict[str, list[Mapping[str, float]]] = {}
     for folder in sorted(runs.glob(f"{dataset.name}-seed*")):
         seed = int(folder.name.rsplit("seed", 1)[1])
-        for kept in finished(dataset, folder, seconds).values():
-            for row, cost in json.loads((kept / "rows.json").read_text()).items():
+        for name, kept in finished(dataset, folder, seconds).items():
+            for row, cost in costs_in(kept, RUNS[name]).items():
                 report = Report.from_json((kept / f"{row}.json").read_text())
                 reports.setdefault(row, {})[seed] = report
                 costs.setdefault(row, []).append(cost)
@@ -203,12 +220,24 @@ def collect(
         figures |= by_group(start, of, groups)
         coverage = as_figure(report.figures["coverage@10"])
         figures[f"{start}.coverage@10"] = {**coverage, "seeds": sorted(of)}
-        for name, unit in (("parameters", "parameters"), ("train_seconds", "s")):
+        for name in ("parameters", "active_parameters", "train_seconds"):
+            unit = "s" if name == "train_seconds" else "parameters"
             value = float(np.mean([cost[name] for cost in costs[row]]))
             figures[f"{start}.{name}"] = {"value": round(value, 1), "unit": unit}
         if row != BASELINE and BASELINE in reports:
             figures |= differences(f"{start}_minus_{BASELINE}", of, reports[BASELINE], groups)
     return figures, sorted({seed for of in reports.values() for seed in of})
+
+
+def costs_in(kept: Path, chosen: GeneratorRun) -> dict[str, dict[str, float]]:
+    """Row -> its costs; sizes that an older run did not write come from its bundle."""
+    costs = json.loads((kept / "rows.json").read_text())
+    if any("active_parameters" not in cost for cost in costs.values()):
+        recommender = sidrec.load(kept / "bundle")
+        costs = {
+            row: {**cost, **sizes_of(recommender, chosen.rows[row])} for row, cost in costs.items()
+        }
+    return costs
 
 
 def latencies(parts: Split, kept: Mapping[str, Path], num_users: int) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from align_tables import (
 )
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
 from figures import read_figures
-from generator_tables import generator_table, s2gr_table
+from generator_tables import best_table, generator_table, graph_table, s2gr_table
 from joint_tables import CHECKS, ids_table, rows_table, tasks_table
 from scaling_tables import scaling_table
 from search_tables import (
@@ -39,7 +39,15 @@ from search_tables import (
     seeds_table,
     understanding_table,
 )
-from tokenizer_tables import cold_table, id_table, joint_table, stability_table, tokenizer_table
+from tokenizer_tables import (
+    cold_table,
+    id_table,
+    joint_table,
+    policy_table,
+    quantiser_table,
+    stability_table,
+    tokenizer_table,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
@@ -303,6 +311,11 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "search_ids": search_ids_table,
     "generators_sports": lambda figures: generator_table(figures, "amazon_sports"),
     "s2gr": lambda figures: s2gr_table(figures, "amazon_beauty"),
+    "s2gr_tiger": lambda figures: s2gr_table(figures, "amazon_beauty", "s2gr_tiger"),
+    "best": lambda figures: best_table(figures, "amazon_beauty"),
+    "graph_search": graph_table,
+    "collisions": policy_table,
+    "quantisers": quantiser_table,
     "scaling_beauty": lambda figures: scaling_table(figures, "amazon_beauty"),
     "scaling_sports": lambda figures: scaling_table(figures, "amazon_sports"),
     "scaling_chain": lambda figures: scaling_table(figures, "chain"),

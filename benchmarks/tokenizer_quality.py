@@ -31,7 +31,7 @@ import numpy as np
 from figures import write
 from paired_rows import METRICS, by_group, differences, strata_of
 from quality import BEYOND, STRATA, as_figure
-from tokenizer_rows import METHODS, VARIANTS, baselines_of
+from tokenizer_rows import DECODING, METHODS, VARIANTS, baselines_of
 
 from sidrec import config, methods
 from sidrec.cli import output
@@ -117,6 +117,7 @@ def settings_for(dataset: Dataset, name: str, seed: int, epochs: int) -> RunConf
         seed=seed,
         tokenizer=config.method(TOKENIZER, method, **options),
         collisions=config.method(COLLISIONS, policy),
+        decoding=replace(settings.decoding, **DECODING.get(name, {})),
         generator=replace(generator, train=replace(generator.train, epochs=epochs)),
         scorers=(),
         hybrid=HybridConfig(members=()),

@@ -34,13 +34,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "plum_no_contrast": ("plum_rqvae", {"contrast": 0.0}, "reassign"),
     "sarq_keep": ("sarq", {}, "keep"),
     "sarq_unweighted": ("sarq", {"weighted": False}, "reassign"),
+    "sarq_normalised": ("sarq", {}, "reassign"),
+    "sarq_keep_normalised": ("sarq", {}, "keep"),
     "residual_kmeans_keep": ("residual_kmeans", {}, "keep"),
     "residual_kmeans_sizes": ("residual_kmeans", {"num_codes": [512, 256, 128]}, "reassign"),
 }
 """Name -> method, settings, collision policy: ablations and options beside the defaults."""
 
+DECODING: dict[str, dict[str, Any]] = {
+    "sarq_normalised": {"length_penalty": 1.0},
+    "sarq_keep_normalised": {"length_penalty": 1.0},
+}
+"""Variant -> what its search changes: it asks the generator that was trained without it."""
 BASELINES = ("residual_kmeans", "rqvae", "plum_rqvae")
-COUNTERPARTS = {"sarq_keep": "residual_kmeans_keep", "sarq_unweighted": "sarq"}
+COUNTERPARTS = {"sarq_keep": "residual_kmeans_keep", "sarq_unweighted": "sarq",
+                "sarq_normalised": "sarq", "sarq_keep_normalised": "sarq_keep"}  # fmt: skip
 """Variant -> the row that differs from it in one thing only."""
 
 

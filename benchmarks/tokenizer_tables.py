@@ -84,13 +84,13 @@ def id_table(figures: Figures, dataset: str, *, variants: bool = False) -> str:
         "error",
         "codes an item",
     ]
-    header += ["fit (CPU s)", *all_users, "R@10 head", "mid", "tail", "cold"]
+    header += ["fit (CPU s)", *all_users, "R@10 head", "mid", "tail", "no events"]
     return (
         markdown(header, rows)
         + "\nICR: distinct IDs / items; CUR: the same / possible IDs; collided: items that share "
         "theirs; error: squared error of the vectors rebuilt from all codes over their variance, "
-        "where a tokenizer rebuilds them. All before the collision policy, recall after it.\n"
-        + sources(used)
+        "where a tokenizer rebuilds them. All before the collision policy, recall after it; head "
+        "targets have over 20 training events, tail ones 1 to 5.\n" + sources(used)
     )
 
 
@@ -151,3 +151,72 @@ def joint_table(figures: Figures, dataset: str) -> str:
         rows.append([f"`{title}`", *(accuracy_cell(figure, None) for figure in found)])
     header = ["vectors", "search R@10", "recommendation R@10"]
     return markdown(header, rows) + "\n" + sources(used) if rows else MISSING + "\n"
+
+
+POLICY_ROWS = ("keep", "counter", "sinkhorn", "reassign", "capacity", "capacity_half")
+
+
+def policy_table(figures: Figures) -> str:
+    """Collision policies × what is left of the collisions and what they cost."""
+    rows, used = [], []
+    for policy in POLICY_ROWS:
+        found = {
+            name: figures.get(f"collisions.{policy}.{name}")
+            for name in ("collision_share", "largest_group", "codes_moved", "prefixes_moved",
+                         "quantisation_error", "codes_an_item", "seconds")
+        }  # fmt: skip
+        if (share := found["collision_share"]) is None:
+            continue
+        used += [figure for figure in found.values() if figure]
+        value = {name: figure["value"] for name, figure in found.items() if figure}
+        rows.append(
+            [
+                f"`{policy}`",
+                f"{share['value']:.2%}",
+                f"{value['largest_group']:.0f}",
+                f"{value['codes_moved']:.1%}",
+                f"{value['prefixes_moved']:.1%}",
+                f"{value['quantisation_error']:.4f}",
+                f"{value['codes_an_item']:.2f}",
+                f"{value['seconds']:.2f}",
+            ]
+        )
+    if not rows:
+        return MISSING + "\n"
+    header = [
+        "policy",
+        "items that share an ID",
+        "largest group",
+        "items moved",
+        "out of their prefix",
+    ]
+    header += ["error of the vectors", "codes an item", "CPU s"]
+    return (
+        markdown(header, rows)
+        + "\n`keep` is what the tokenizer gives; `capacity_half` halves the fullest first code. "
+        "Error: squared, of the vectors rebuilt from their codes, over their variance.\n"
+        + sources(used)
+    )
+
+
+def quantiser_table(figures: Figures) -> str:
+    """Other quantisers × reconstruction error of theirs, of ours, and the ratio by seed."""
+    end, rows, used = ".error_ratio", [], []
+    for name in sorted(n for n in figures if n.startswith("quantiser.") and n.endswith(end)):
+        start = name.removesuffix(end)
+        ratio, ours, theirs = (figures[f"{start}.{n}"] for n in ("error_ratio", "ours", "theirs"))
+        used += [ratio, ours, theirs]
+        _, peer, setting = start.split(".")
+        low, high = min(ratio["by_seed"]), max(ratio["by_seed"])
+        rows.append(
+            [
+                f"`{peer}`, {setting.replace('_', ' ')}",
+                f"{theirs['value']:.4f}",
+                f"{ours['value']:.4f}",
+                f"{ratio['value']:.3f} ({low:.3f} to {high:.3f})",
+            ]
+        )
+    if not rows:
+        return MISSING + "\n"
+    header = ["other quantiser", "its error", "ours", "ours / its (seeds)"]
+    return markdown(header, rows) + "\n" + sources(used)

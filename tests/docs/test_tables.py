@@ -78,6 +78,22 @@ def test_a_written_run_is_read_back_and_the_newest_wins(tmp_path, monkeypatch):
     assert figures.read_figures(root, gpu=True) == {}
 
 
+def test_cold_figures_come_from_the_cold_start_run_alone(tmp_path):
+    """Whatever was written last: elsewhere the name meant targets without a training event."""
+    cold, ids = "d.causal.cold.recall@10", "d.rqvae_ids.cold.recall@10"
+    for what, time, value in (("d_cold_start", "01:00:00", 0.1), ("d", "02:00:00", 0.2)):
+        (tmp_path / "quality").mkdir(exist_ok=True)
+        found = {cold: {"value": value, "unit": "ratio"}, ids: {"value": value, "unit": "ratio"}}
+        written = record(what=what, time=time, figures=found)
+        (tmp_path / "quality" / f"{what}_cpu2_2026-01-01.json").write_text(json.dumps(written))
+    read = figures.read_figures(tmp_path)
+    assert read[cold]["value"] == 0.1 and read[cold]["file"].endswith(
+        "d_cold_start_cpu2_2026-01-01.json"
+    )
+    assert read["d.causal.no_events.recall@10"]["value"] == 0.2
+    assert read[ids]["value"] == 0.2
+
+
 def test_an_incomplete_figure_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "hardware", lambda: MACHINE)
     with pytest.raises(ValueError, match="a has no 'unit'"):
