@@ -43,6 +43,7 @@ from tokenizer_tables import (
     cold_table,
     id_table,
     joint_table,
+    pair_table,
     policy_table,
     quantiser_table,
     stability_table,
@@ -268,6 +269,12 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "tokenizers_beauty_ablations": lambda figures: id_table(
         figures, "amazon_beauty", variants=True
     ),
+    "tokenizers_beauty_short": lambda figures: id_table(figures, "amazon_beauty.epochs5"),
+    "tokenizers_beauty_lengths": lambda figures: id_table(
+        figures, "amazon_beauty.epochs5", variants=True
+    ),
+    "tokenizers_beauty_pairs": lambda figures: pair_table(figures, "amazon_beauty.epochs5"),
+    "tokenizers_sports_pairs": lambda figures: pair_table(figures, "amazon_sports"),
     "cold": lambda figures: cold_table(figures, "amazon_beauty"),
     "stability": lambda figures: stability_table(figures, "amazon_beauty"),
     "joint": lambda figures: joint_table(figures, "amazon_beauty"),

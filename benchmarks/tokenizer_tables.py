@@ -85,6 +85,8 @@ def id_table(figures: Figures, dataset: str, *, variants: bool = False) -> str:
         "codes an item",
     ]
     header += ["fit (CPU s)", *all_users, "R@10 head", "mid", "tail", "no events"]
+    if not rows:
+        return MISSING + "\n"
     return (
         markdown(header, rows)
         + "\nICR: distinct IDs / items; CUR: the same / possible IDs; collided: items that share "
@@ -151,6 +153,38 @@ def joint_table(figures: Figures, dataset: str) -> str:
         rows.append([f"`{title}`", *(accuracy_cell(figure, None) for figure in found)])
     header = ["vectors", "search R@10", "recommendation R@10"]
     return markdown(header, rows) + "\n" + sources(used) if rows else MISSING + "\n"
+
+
+PAIRS = (
+    ("acrq", "rqvae"),
+    ("coba_rqvae", "rqvae"),
+    ("coba_rqvae", "residual_kmeans"),
+    ("plum_rqvae", "residual_kmeans"),
+    ("sarq", "residual_kmeans"),
+    ("sarq_keep", "residual_kmeans_keep"),
+    ("sarq_unweighted", "sarq"),
+    ("sarq_normalised", "sarq"),
+    ("sarq_keep_normalised", "sarq_keep"),
+)
+
+
+def pair_table(figures: Figures, dataset: str) -> str:
+    """Measured pairs of tokenizers × difference of recall@10, of all users and by stratum."""
+    rows, used = [], []
+    for first, second in PAIRS:
+        start = f"{dataset}.{first}_ids_minus_{second}_ids"
+        strata = ("", "head.", "mid.", "tail.", "cold.")
+        found = [figures.get(f"{start}.{stratum}recall@10") for stratum in strata]
+        if not any(found):
+            continue
+        used += [figure for figure in found if figure]
+        rows.append(
+            [f"`{first}` − `{second}`", *(signed(figure) if figure else "–" for figure in found)]
+        )
+    if not rows:
+        return MISSING + "\n"
+    header = ["R@10 of the IDs", "all", "head", "mid", "tail", "no events"]
+    return markdown(header, rows) + "\n" + sources(used)
 
 
 POLICY_ROWS = ("keep", "counter", "sinkhorn", "reassign", "capacity", "capacity_half")
