@@ -31,16 +31,15 @@ def generator_table(figures: Figures, dataset: str) -> str:
             for metric in ("tail.recall@10", "no_events.recall@10", "coverage@10")
         ]
         costs = [
-            figures.get(name_of)
-            for name_of in (
-                f"{dataset}.{name}.parameters",
-                f"{dataset}.{name}.active_parameters",
-                f"{dataset}.{name}.train_seconds",
-                f"generators.{name}.beam20.one_user.p50",
-                f"generators.{name}.beam50.one_user.p50",
-                f"generators.{name}.beam20.batch.users_per_second",
-            )
+            figures.get(f"{dataset}.{name}.{cost}")
+            for cost in ("parameters", "active_parameters", "train_seconds")
         ]
+        timed = [
+            figures.get(f"generators.{name}.{cost}")
+            for cost in ("beam20.one_user.p50", "beam50.one_user.p50",
+                         "beam20.batch.users_per_second")
+        ]  # fmt: skip
+        costs += [figure if figure and dataset in figure["file"] else None for figure in timed]
         used += [figure for figure in (*found, *others, *costs) if figure]
         cells = [accuracy_cell(figure, None) for figure in found]
         cells.append(signed(pair) if pair else "–")
