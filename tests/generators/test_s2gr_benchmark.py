@@ -1,7 +1,9 @@
 """The S²GR benchmark: rows are the ablations they say, and figures are kept by their settings."""
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,3 +89,23 @@ def test_differences_are_paired_on_the_seeds_both_have():
     assert found["d.s2gr_minus_x.min10.recall@10"]["value"] == pytest.approx(1 / 2)
     assert found["d.s2gr_minus_x.recall@10"]["seeds"] == [0]
     assert s2gr.differences("x", {0: report([0] * 4)}, {1: report([0] * 4)}, GROUPS) == {}
+
+
+def test_the_encoder_decoder_without_thoughts_is_tiger_on_coba_ids(tmp_path, tiny):
+    asked = s2gr.parsed(["--generator", "s2gr_tiger", "--runs", str(tmp_path), "--epochs", "1"])
+    dataset = tiny.run.dataset
+    asked.data = dataset.name
+    (tmp_path / f"{dataset.name}-seed0").mkdir()
+    for row, better in (("s2gr_tiger", [0, 0, 99, 99]), ("s2gr_tiger_no_reason", [99, 0, 99, 99])):
+        kept = s2gr.folder_of(asked, row, s2gr.settings_for(dataset, asked, row, 0))
+        kept.mkdir()
+        (kept / "test.json").write_text(report(better).to_json())
+        levels = {"parameters": 9, "accuracy": [0.5], "settings": {}}
+        (kept / "test_levels.json").write_text(json.dumps(levels))
+    events = Examples(np.arange(4), Histories.from_lists([[0] * 9, [0], [0], [0]]), np.arange(4))
+    figures, seeds = s2gr.collect(dataset, SimpleNamespace(test=events), asked)
+    start = dataset.name
+    assert seeds == [0] and figures[f"{start}.tiger_coba.recall@10"]["value"] == 0.25
+    assert figures[f"{start}.tiger_coba.min10.recall@10"]["n"] == 1
+    assert figures[f"{start}.s2gr_tiger_minus_tiger_coba.recall@10"]["value"] == 0.25
+    assert not any("s2gr_tiger_no_reason" in name for name in figures)
