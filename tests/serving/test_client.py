@@ -61,3 +61,9 @@ def test_a_trace_ends_in_the_list(client, bundles):
     listed = client.recommend(history=bundles.history, k=3, system=generator)
     assert ids_of(story) == ids_of(listed)
     assert len(story.levels) == bundles.recommender.ids.num_levels
+
+
+def test_a_plan_says_what_a_request_would_do(client, bundles):
+    plan = client.plan(history=bundles.history, exclude_items=[bundles.ids[0]])
+    assert plan.dry_run and plan.history_items == len(bundles.history)
+    assert plan.allowed_items < len(bundles.ids)

@@ -72,9 +72,16 @@ class Client:
     def recommend(
         self, *, user_id: str | None = None, history: Sequence[str] | None = None, **fields: Any
     ) -> schemas.Answer:
-        """The best next items; `fields` are those of `schemas.RecommendRequest`."""
+        """The best next items; `fields` are those of `schemas.RecommendRequest` but `dry_run`."""
         body = {"user_id": user_id, "history": history, **fields}
         return self._ask("POST", "/v1/recommend", body, schemas.Answer)
+
+    def plan(
+        self, *, user_id: str | None = None, history: Sequence[str] | None = None, **fields: Any
+    ) -> schemas.Plan:
+        """What `recommend` would do with the same arguments, without doing it."""
+        body = {"user_id": user_id, "history": history, **fields, "dry_run": True}
+        return self._ask("POST", "/v1/recommend", body, schemas.Plan)
 
     def rank(
         self, items: Sequence[str], *, user_id: str | None = None,
