@@ -88,14 +88,14 @@ def from_report(report: Any, dataset: str, system: str) -> dict[str, dict[str, A
 UNITS = {"popularity": "events", "novelty": "bits", "exposure_entropy": "bits"}
 
 
+def unit_of(metric: str) -> str:
+    """The unit of a metric of a report."""
+    return UNITS.get(metric.split("@")[0], "ratio")
+
+
 def _entry(metric: str, figure: Any) -> dict[str, Any]:
     interval = {} if figure.low is None else {"low": figure.low, "high": figure.high}
-    return {
-        "value": figure.value,
-        **interval,
-        "unit": UNITS.get(metric.split("@")[0], "ratio"),
-        "n": figure.n,
-    }
+    return {"value": figure.value, **interval, "unit": unit_of(metric), "n": figure.n}
 
 
 def read_figures(root: Path = ROOT, *, gpu: bool | None = None) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from figures import write
+from figures import unit_of, write
 
 from sidrec.cli import output
 from sidrec.evaluation import Report, average_seeds, compare
@@ -111,7 +111,7 @@ def figures_of(
         for name, report in systems.items():
             for metric in (*metrics, *(() if seen else BEYOND)):
                 if metric in report.figures:
-                    figure = as_figure(report.figures[metric])
+                    figure = as_figure(report.figures[metric], unit_of(metric))
                     if metric in report.seed_means and len(report.seeds) > 1:
                         figure["by_seed"] = [round(v, 5) for v in report.seed_means[metric]]
                     figures[f"{dataset}.{name}.{rule}{metric}"] = figure
@@ -132,12 +132,12 @@ def figures_of(
     return figures
 
 
-def as_figure(figure: Figure) -> dict[str, Any]:
+def as_figure(figure: Figure, unit: str = "ratio") -> dict[str, Any]:
     """A figure of a report as a figure of a benchmark file."""
     plain: dict[str, Any] = {"value": round(figure.value, 5)}
     if figure.low is not None and figure.high is not None:
         plain |= {"low": round(figure.low, 5), "high": round(figure.high, 5)}
-    return {**plain, "unit": "ratio", "n": figure.n}
+    return {**plain, "unit": unit, "n": figure.n}
 
 
 def as_difference(paired: Any) -> dict[str, Any]:

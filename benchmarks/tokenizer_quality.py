@@ -28,7 +28,7 @@ from typing import Any
 
 import kept_rows
 import numpy as np
-from figures import write
+from figures import unit_of, write
 from paired_rows import METRICS, by_group, differences, strata_of
 from quality import BEYOND, STRATA, as_figure
 from tokenizer_rows import DECODING, METHODS, VARIANTS, baselines_of
@@ -211,7 +211,7 @@ def collect(
         groups = strata_of(report.targets, counts_N)
         figures |= by_group(start, of, groups)
         for metric in (metric for metric in BEYOND if metric in report.figures):
-            figure = as_figure(report.figures[metric])
+            figure = as_figure(report.figures[metric], unit_of(metric))
             figures[f"{start}.{metric}"] = {**figure, "seeds": sorted(of)}
         for baseline in baselines_of(name):
             if baseline in reports:
@@ -227,14 +227,14 @@ def id_figures(start: str, of: Mapping[int, Mapping[str, float]]) -> dict[str, d
         values = {seed: float(of[seed][name]) for seed in sorted(of) if name in of[seed]}
         figures[f"{start}.{name}"] = {
             "value": round(float(np.mean(list(values.values()))), 6),
-            "unit": unit_of(name),
+            "unit": unit_of_ids(name),
             "seeds": list(values),
             "by_seed": [round(value, 6) for value in values.values()],
         }
     return figures
 
 
-def unit_of(figure: str) -> str:
+def unit_of_ids(figure: str) -> str:
     """The unit of a figure of IDs; a stratum before the name does not change it."""
     name = figure.rsplit(".", 1)[-1]
     if name.startswith("entropy_level_"):

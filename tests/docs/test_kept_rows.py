@@ -127,4 +127,4 @@ def test_strata_have_intervals_and_differences_are_paired_on_common_seeds():
      ("largest_group", "items"), ("head.collision_share", "ratio")],
 )  # fmt: skip
 def test_figures_of_ids_say_their_unit(figure, unit):
-    assert tokenizer_quality.unit_of(figure) == unit
+    assert tokenizer_quality.unit_of_ids(figure) == unit
