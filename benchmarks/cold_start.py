@@ -28,9 +28,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from figures import write
+from figures import as_figure, write
 from numpy.typing import NDArray
-from quality import as_figure
 
 from sidrec import config
 from sidrec.cli import output

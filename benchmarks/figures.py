@@ -93,6 +93,20 @@ def unit_of(metric: str) -> str:
     return UNITS.get(metric.split("@")[0], "ratio")
 
 
+def as_figure(figure: Any, unit: str = "ratio") -> dict[str, Any]:
+    """A figure of a report as a figure of a benchmark file."""
+    plain: dict[str, Any] = {"value": round(figure.value, 5)}
+    if figure.low is not None and figure.high is not None:
+        plain |= {"low": round(figure.low, 5), "high": round(figure.high, 5)}
+    return {**plain, "unit": unit, "n": figure.n}
+
+
+def as_difference(paired: Any) -> dict[str, Any]:
+    """A paired comparison of two reports as a figure of a benchmark file."""
+    numbers = {name: round(getattr(paired, name), 5) for name in ("value", "low", "high", "p")}
+    return {**numbers, "unit": "difference", "n": paired.n}
+
+
 def _entry(metric: str, figure: Any) -> dict[str, Any]:
     interval = {} if figure.low is None else {"low": figure.low, "high": figure.high}
     return {"value": figure.value, **interval, "unit": unit_of(metric), "n": figure.n}

@@ -30,10 +30,9 @@ from typing import Any
 import kept_rows
 import numpy as np
 import torch
-from figures import write
+from figures import as_figure, write
 from generator_rows import BASELINE, RUNS, GeneratorRun
 from paired_rows import METRICS, by_group, differences, strata_of
-from quality import as_figure
 
 import sidrec
 from sidrec import config

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import write
-from quality import as_figure
+from figures import as_figure, write
 
 import sidrec
 from sidrec.data import load_named, split

@@ -30,8 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import write
-from quality import as_figure
+from figures import as_figure, write
 
 from sidrec import config, methods
 from sidrec.cli import output

@@ -11,16 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from quality import as_figure
+from figures import as_figure
 
 from sidrec.evaluation import Report, average_seeds
 from sidrec.evaluation.comparison import require_comparable
 from sidrec.evaluation.report import figures_of
 from sidrec.evaluation.significance import paired
 from sidrec.evaluation.strata import by_training_count
+from sidrec.pipeline import metrics_of
 from sidrec.types import Bools, Ints
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+"""Of the tables; rows have figures of all the cuts that their reports have."""
 Groups = Mapping[str, Bools]
 """Prefix of the figures' names -> (Q,) which examples."""
 
@@ -40,10 +42,10 @@ def by_group(start: str, of: Mapping[int, Report], groups: Groups) -> dict[str, 
     """Each metric in each group: users' means over the seeds, then the mean with its interval."""
     seeds = sorted(of)
     report = average_seeds([of[seed] for seed in seeds])
-    figures = {}
+    metrics, figures = metrics_of({"": report}), {}
     for group, chosen_Q in groups.items():
-        found = figures_of(report.per_user, list(METRICS), chosen=chosen_Q)
-        for metric in METRICS:
+        found = figures_of(report.per_user, metrics, chosen=chosen_Q)
+        for metric in metrics:
             means = [float(of[seed].per_user[metric][chosen_Q].mean()) for seed in seeds]
             figures[f"{start}.{group}{metric}"] = {
                 **as_figure(found[metric]),
@@ -63,7 +65,7 @@ def differences(
     require_comparable([mine, theirs])
     figures = {}
     for group, chosen_Q in groups.items():
-        for metric in METRICS:
+        for metric in metrics_of({"": mine}):
             values = (report.per_user[metric][chosen_Q] for report in (mine, theirs))
             figure, p = paired(*values)
             figures[f"{start}.{group}{metric}"] = {

@@ -21,14 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from figures import unit_of, write
+from figures import as_difference, as_figure, unit_of, write
+from paired_rows import by_group, differences, strata_of
 
 from sidrec.cli import output
 from sidrec.evaluation import Report, average_seeds, compare
 from sidrec.evaluation.comparison import table
-from sidrec.evaluation.significance import Figure
 from sidrec.pipeline import Run, evaluate_systems, metrics_of, run
 from sidrec.recipe import RunConfig, default_config, load_config
+from sidrec.types import Ints
 
 STRATA = ("head", "mid", "tail", "cold")
 BEYOND = ("coverage@10", "gini@10", "popularity_lift@10", "novelty@10", "diversity@10")
@@ -63,6 +64,7 @@ def main() -> None:
         for seen, systems in measured.items()
     }
     figures = figures_of(dataset, averaged)
+    figures |= by_stratum(dataset, measured[False], fitted.split.train_counts_N)
     default = default_config(fitted.dataset)
     if seconds and replace(settings, name=default.name, data=default.data) == default:
         figures[f"run.default.{dataset}.seconds"] = {
@@ -115,15 +117,6 @@ def figures_of(
                     if metric in report.seed_means and len(report.seeds) > 1:
                         figure["by_seed"] = [round(v, 5) for v in report.seed_means[metric]]
                     figures[f"{dataset}.{name}.{rule}{metric}"] = figure
-            if seen:
-                continue
-            for stratum in STRATA:
-                for metric in metrics:
-                    if metric in report.strata.get(stratum, {}):
-                        shown = "no_events" if stratum == "cold" else stratum
-                        figures[f"{dataset}.{name}.{shown}.{metric}"] = as_figure(
-                            report.strata[stratum][metric]
-                        )
         if "hybrid" in systems:
             for name, report in systems.items():
                 for metric in metrics if name != "hybrid" else ():
@@ -132,18 +125,20 @@ def figures_of(
     return figures
 
 
-def as_figure(figure: Figure, unit: str = "ratio") -> dict[str, Any]:
-    """A figure of a report as a figure of a benchmark file."""
-    plain: dict[str, Any] = {"value": round(figure.value, 5)}
-    if figure.low is not None and figure.high is not None:
-        plain |= {"low": round(figure.low, 5), "high": round(figure.high, 5)}
-    return {**plain, "unit": unit, "n": figure.n}
-
-
-def as_difference(paired: Any) -> dict[str, Any]:
-    """A paired comparison of two reports as a figure of a benchmark file."""
-    numbers = {name: round(getattr(paired, name), 5) for name in ("value", "low", "high", "p")}
-    return {**numbers, "unit": "difference", "n": paired.n}
+def by_stratum(
+    dataset: str, measured: Mapping[str, list[Report]], train_counts_N: Ints
+) -> dict[str, dict[str, Any]]:
+    """Every system by training events of the target, and the hybrid minus it, with intervals."""
+    figures: dict[str, dict[str, Any]] = {}
+    by_seed = {name: {r.seeds[0]: r for r in reports} for name, reports in measured.items()}
+    for name, of in by_seed.items():
+        groups = strata_of(measured[name][0].targets, train_counts_N, no_events="no_events")
+        strata = {group: chosen_Q for group, chosen_Q in groups.items() if group}
+        figures |= by_group(f"{dataset}.{name}", of, strata)
+        if name != "hybrid" and "hybrid" in by_seed:
+            start = f"{dataset}.hybrid_minus_{name}"
+            figures |= differences(start, by_seed["hybrid"], of, strata)
+    return figures
 
 
 if __name__ == "__main__":

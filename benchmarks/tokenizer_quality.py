@@ -28,9 +28,9 @@ from typing import Any
 
 import kept_rows
 import numpy as np
-from figures import unit_of, write
+from figures import as_figure, unit_of, write
 from paired_rows import METRICS, by_group, differences, strata_of
-from quality import BEYOND, STRATA, as_figure
+from quality import BEYOND, STRATA
 from tokenizer_rows import DECODING, METHODS, VARIANTS, baselines_of
 
 from sidrec import config, methods

@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import kept_rows  # noqa: E402
+import quality  # noqa: E402
 import tokenizer_quality  # noqa: E402
 from generator_rows import RUNS  # noqa: E402
 from paired_rows import by_group, differences, strata_of  # noqa: E402
@@ -119,6 +120,18 @@ def test_strata_have_intervals_and_differences_are_paired_on_common_seeds():
     assert [pair[f"d.p.{s}.recall@10"]["value"] for s in ("no_events", "tail", "head")] == [1, 0, 0]
     assert pair["d.p.tail.recall@10"]["seeds"] == [0]
     assert differences("d.p", {0: report([0] * 4)}, {1: report([0] * 4)}, groups) == {}
+
+
+def test_a_recipe_s_systems_have_strata_and_the_hybrid_is_paired_in_them():
+    measured = {
+        "hybrid": [report([0, 0, 99, 0]), report([0, 99, 0, 0], seed=1)],
+        "dense": [report([99, 0, 99, 0]), report([99, 99, 99, 99], seed=1)],
+    }
+    found = quality.by_stratum("d", measured, COUNTS)
+    assert found["d.hybrid.tail.recall@10"]["by_seed"] == [1.0, 0.0]
+    assert found["d.hybrid_minus_dense.no_events.recall@10"]["value"] == 1
+    assert found["d.hybrid_minus_dense.mid.recall@10"]["value"] == 0.5
+    assert not any(name.startswith("d.dense_minus") or ".cold." in name for name in found)
 
 
 @pytest.mark.parametrize(
