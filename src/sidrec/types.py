@@ -167,7 +167,8 @@ class Interactions:
     def histories(self) -> Histories:
         """All events as one sequence a user (U of them)."""
         counts = np.bincount(self.users_E, minlength=len(self.user_ids))
-        return Histories(self.items_E, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Histories(self.items_E, offsets, self.times_E)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +192,14 @@ class Histories:
     """Catalogue rows of all sequences, one after another."""
     offsets: Ints
     """(number of sequences + 1,) sequence u is `items_E[offsets[u]:offsets[u + 1]]`."""
+    times_E: Ints | None = None
+    """Microseconds of each event, where they are known; training sequences of a split have them."""
 
     def __post_init__(self) -> None:
+        if self.times_E is not None and len(self.times_E) != len(self.items_E):
+            raise DataError(
+                f"{len(self.items_E)} events need as many times, got {len(self.times_E)}"
+            )
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.items_E):
             raise DataError("offsets must start at 0 and end at the number of events")
         if (np.diff(self.offsets) < 0).any():
@@ -224,7 +231,9 @@ class Histories:
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         starts = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return Histories(self.items_E[starts + np.arange(offsets[-1])], offsets)
+        events = starts + np.arange(offsets[-1])
+        times_E = None if self.times_E is None else self.times_E[events]
+        return Histories(self.items_E[events], offsets, times_E)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,11 @@
 """The co-occurrence graph against brute force, and the spreading of vectors against NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sidrec.errors import ConfigError
+from sidrec.errors import ConfigError, DataError
 from sidrec.tokenizers import cooccurrence as module
 from sidrec.tokenizers.cooccurrence import cooccurrence, hop_weights, normalised, propagate
 from sidrec.types import Histories
@@ -18,15 +20,20 @@ def histories(seed=0, users=40):
     )
 
 
-def brute_force(train, window):
+def brute_force(train, window, seconds=0):
     counts = np.zeros((N, N))
     for user in range(len(train)):
         items = train[user].tolist()
+        times = [0] * len(items)
+        if seconds:
+            times = train.times_E[train.offsets[user] : train.offsets[user + 1]].tolist()
         pairs = {
             (i, j)
             for a, i in enumerate(items)
             for b, j in enumerate(items)
-            if i != j and (window == 0 or abs(a - b) <= window)
+            if i != j
+            and (window == 0 or abs(a - b) <= window)
+            and abs(times[a] - times[b]) <= seconds * 1_000_000
         }
         for pair in pairs:
             counts[pair] += 1
@@ -97,3 +104,27 @@ def test_alpha_one_gives_the_vectors_back_and_items_alone_shrink():
     beta = hop_weights(0.3, 2)[0]
     shrunk = propagate(graph, x, alpha=0.3, hops=2)[alone]
     np.testing.assert_allclose(shrunk, (beta + 0.3 * (1 - beta)) * x[alone], rtol=1e-6)
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("block_pairs", [1, 10**6])
+def test_a_window_may_be_of_time_too(window, block_pairs, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_PAIRS", block_pairs)
+    train = histories()
+    steps_E = np.random.default_rng(1).integers(0, 60_000_000, len(train.items_E))
+    timed = replace(train, times_E=np.cumsum(steps_E))
+    found = cooccurrence(timed, N, window, seconds=45).toarray()
+    np.testing.assert_array_equal(found, brute_force(timed, window, 45))
+    assert 0 < found.sum() < cooccurrence(timed, N, window).sum()
+    with pytest.raises(DataError, match="needs histories with times"):
+        cooccurrence(train, N, window, seconds=45)
+
+
+def test_training_histories_of_a_split_know_their_times(tiny):
+    train, events = tiny.run.split.train, tiny.run.dataset.interactions
+    whole = events.histories
+    for user in (0, len(train) - 1):
+        kept = slice(whole.offsets[user], whole.offsets[user] + train.lengths[user])
+        start = train.offsets[user]
+        times = train.times_E[start : start + train.lengths[user]]
+        np.testing.assert_array_equal(times, events.times_E[kept])

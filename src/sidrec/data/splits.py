@@ -128,14 +128,16 @@ def _shuffled_ties(dataset: Dataset, seed: int) -> Histories:
     events = dataset.interactions
     random_E = np.random.default_rng(seed).random(len(events))
     order = np.lexsort((random_E, events.times_E, events.users_E))
-    return Histories(events.items_E[order], events.histories.offsets)
+    return Histories(events.items_E[order], events.histories.offsets, events.times_E[order])
 
 
 def _prefixes(sequences: Histories, users: Ints, lengths: Ints) -> Histories:
     """The first `lengths` events of the chosen users' sequences."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     shift = np.repeat(sequences.offsets[users] - offsets[:-1], lengths)
-    return Histories(sequences.items_E[shift + np.arange(offsets[-1])], offsets)
+    places = shift + np.arange(offsets[-1])
+    times_E = None if sequences.times_E is None else sequences.times_E[places]
+    return Histories(sequences.items_E[places], offsets, times_E)
 
 
 def _questions(sequences: Histories, users: Ints, places: Ints) -> Examples:

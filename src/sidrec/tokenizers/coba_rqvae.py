@@ -64,6 +64,8 @@ class CobaRqVaeConfig(RqVaeConfig):
     """K, how far vectors spread."""
     window: int = 5
     """Two items co-occur when at most this many events apart in a history; 0: anywhere in it."""
+    window_seconds: float = 0.0
+    """And at most this long apart; 0: however long."""
     uniformity: float = 1.0
     """Weight of the term that pushes close codebook rows apart; 0 leaves it out."""
     delta: float = 0.5
@@ -91,7 +93,7 @@ class CobaRqVaeConfig(RqVaeConfig):
             raise ConfigError(f"{name}.count_decay must be in [0, 1), got {self.count_decay}")
         if self.hops < 1:
             raise ConfigError(f"{name}.hops must be at least 1, got {self.hops}")
-        for setting in ("window", "uniformity", "delta", "mu"):
+        for setting in ("window", "window_seconds", "uniformity", "delta", "mu"):
             if (value := getattr(self, setting)) < 0:
                 raise ConfigError(f"{name}.{setting} must not be negative, got {value}")
 
@@ -125,7 +127,7 @@ class Neighbours:
                 f"{config.method_name}: rows of the vectors ({len(vectors)}) must be those of the "
                 f"context's items ({context.num_items}), in the same order"
             )
-        graph_NN = cooccurrence(context.train, len(vectors), config.window)
+        graph_NN = cooccurrence(context.train, len(vectors), config.window, config.window_seconds)
         mixed_ND = propagate(
             normalised(graph_NN), vectors.vectors, alpha=config.alpha, hops=config.hops
         )

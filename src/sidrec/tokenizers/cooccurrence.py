@@ -4,7 +4,7 @@
 neighbours, one sparse product a hop, nothing learnt.
 
 Source:  S2GR, arXiv:2601.18664, eq. 3-5.
-Differs: windows count events; training histories keep no clock, so none by time is offered.
+Differs: a window is of events, and where `seconds` is given of time as well.
 Cost:    O(E * W) pairs sorted, a block of users at a time; a hop O(edges * D).
 Shapes:  N items, D width, E events, W window, U users of a block, P pairs, K hops.
 """
@@ -16,27 +16,34 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from sidrec.errors import ConfigError
+from sidrec.errors import ConfigError, DataError
 from sidrec.types import Floats, Histories, Ints
 
 BLOCK_PAIRS = 4_000_000
 """Pairs handled at a time."""
 
 
-def cooccurrence(histories: Histories, num_items: int, window: int) -> sparse.csr_array:
+def cooccurrence(
+    histories: Histories, num_items: int, window: int, seconds: float = 0
+) -> sparse.csr_array:
     """Users (N, N), symmetric, in whose history i and j lie at most `window` events apart.
 
     A user counts once a pair, however often the pair comes; `window = 0` is the whole history;
-    the diagonal is empty.
+    the diagonal is empty. With `seconds` above 0 they also lie at most so far apart in time.
+    DataError where the histories have no times.
 
     >>> cooccurrence(Histories.from_lists([[0, 1, 0], [0, 1, 2]]), 3, window=1).toarray().tolist()
     [[0.0, 2.0, 0.0], [2.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     """
     if window < 0:
         raise ConfigError(f"window must be 0 (whole history) or more events, got {window}")
+    if seconds < 0:
+        raise ConfigError(f"seconds must be 0 (no limit) or more, got {seconds}")
+    if seconds and histories.times_E is None:
+        raise DataError("a window in seconds needs histories with times; set it to 0")
     upper_NN = sparse.csr_array((num_items, num_items), dtype=np.float32)
     for first, last in _blocks(histories, num_items, window):
-        keys_P, counts_P = _pairs_of(histories, first, last, num_items, window)
+        keys_P, counts_P = _pairs_of(histories, first, last, num_items, window, seconds)
         places = (keys_P // num_items, keys_P % num_items)
         counts = counts_P.astype(np.float32)
         upper_NN += sparse.csr_array((counts, places), shape=upper_NN.shape)
@@ -87,7 +94,7 @@ def _blocks(histories: Histories, num_items: int, window: int) -> Iterator[tuple
 
 
 def _pairs_of(
-    histories: Histories, first: int, last: int, num_items: int, window: int
+    histories: Histories, first: int, last: int, num_items: int, window: int, seconds: float
 ) -> tuple[Ints, Ints]:
     """Pairs lower * N + higher (P,) of users first … last − 1, and the number of users of each."""
     start, stop = histories.offsets[first], histories.offsets[last]
@@ -99,6 +106,9 @@ def _pairs_of(
     for gap in range(1, (longest if window == 0 else min(window, longest)) + 1):
         left_E, right_E = items_E[:-gap], items_E[gap:]
         pair = (users_E[:-gap] == users_E[gap:]) & (left_E != right_E)
+        if seconds and histories.times_E is not None:
+            times_E = histories.times_E[start:stop]
+            pair &= times_E[gap:] - times_E[:-gap] <= seconds * 1e6
         lower, higher = np.minimum(left_E, right_E)[pair], np.maximum(left_E, right_E)[pair]
         keys.append(np.unique((users_E[gap:][pair] * num_items + lower) * num_items + higher))
     once_P = np.unique(np.concatenate(keys)) % num_items**2
