@@ -94,7 +94,7 @@ def _blocks(histories: Histories, num_items: int, window: int) -> Iterator[tuple
 
 
 def _pairs_of(
-    histories: Histories, first: int, last: int, num_items: int, window: int, seconds: float
+    histories: Histories, first: int, last: int, num_items: int, window: int, seconds: float = 0
 ) -> tuple[Ints, Ints]:
     """Pairs lower * N + higher (P,) of users first … last − 1, and the number of users of each."""
     start, stop = histories.offsets[first], histories.offsets[last]
