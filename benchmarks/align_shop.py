@@ -69,10 +69,10 @@ def main() -> None:
         figures = over_seeds(benches, baselines=("sft", "gate_random"))
         if "adagrpo" in bench.told:
             rates = [admitted(one) for one in benches]
-            figures["shop.adagrpo.admission_rate"] = {
+            figures[f"{bench.data}.adagrpo.admission_rate"] = {
                 "value": round(float(np.mean(rates)), 4), "by_seed": rates, "unit": "ratio",
             }  # fmt: skip
-        what = "align_shop" + (f"_noise{arguments.noise}" if arguments.noise else "")
+        what = "align_shop" + (f"_noise{arguments.noise:g}" if arguments.noise else "")
         curves = {name: told.curve for name, told in bench.told.items()}
         path = write(
             what,
@@ -140,7 +140,7 @@ def prepared(arguments: argparse.Namespace, seed: int) -> Bench:
         guard=False,
     )
     return Bench(
-        data="shop", recommender=recommender, dataset=shop.dataset, parts=parts, settings=align,
+        data=f"shop_noise{arguments.noise:g}" if arguments.noise else "shop", recommender=recommender, dataset=shop.dataset, parts=parts, settings=align,
         preferences=of_shop(shop, parts.train), more=true_reward,
     )  # fmt: skip
 
