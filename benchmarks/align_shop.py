@@ -139,8 +139,9 @@ def prepared(arguments: argparse.Namespace, seed: int) -> Bench:
         ),
         guard=False,
     )
+    name = f"shop_noise{arguments.noise:g}" if arguments.noise else "shop"
     return Bench(
-        data=f"shop_noise{arguments.noise:g}" if arguments.noise else "shop", recommender=recommender, dataset=shop.dataset, parts=parts, settings=align,
+        data=name, recommender=recommender, dataset=shop.dataset, parts=parts, settings=align,
         preferences=of_shop(shop, parts.train), more=true_reward,
     )  # fmt: skip
 
