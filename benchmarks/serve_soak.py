@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--swap-every", type=float, default=60.0, help="seconds between swaps")
     parser.add_argument("--system", default="generator")
     parser.add_argument("--beam", type=int, default=20)
+    parser.add_argument("--keep-awake", action="store_true", help="serve with it")
     parser.add_argument("--dry-run", action="store_true", help="print figures, write no file")
     options = parser.parse_args()
     sizes = Sizes()
