@@ -249,6 +249,15 @@ def search_ids_table(figures: Figures) -> str:
         cells += [accuracy_cell(figures[found], None) for found in names]
         cells += [f"{figures[f'{key}.tail.coverage@10']['value']:.3f}"]
         rows.append([f"`{name}`", *cells])
+    for one, other in (("acrq", "fixed_3"), ("sarq", "fixed_3"), ("sarq", "sarq_unweighted")):
+        key = f"search_ids.{one}_minus_{other}"
+        names = [f"{bucket}.recall@10" for bucket in BUCKETS]
+        names += ["free_recall@10", "free_invalid_share"]
+        found = [figures.get(f"{key}.{name}") for name in names]
+        if all(found):
+            used += [figure for figure in found if figure]
+            cells = ["–"] * 5 + [signed(figure) for figure in found if figure] + ["–"]
+            rows.append([f"`{one}` − `{other}`", *cells])
     if not rows:
         return MISSING + "\n"
     header = ["IDs", "codes", "codes an event"]
