@@ -18,6 +18,7 @@ SHOP_ROWS = (
     "gate_discriminability",
     "gate_random",
 )
+NOISY_ROWS = ("sft", "mix_1.0", "mix_3.0", "adagrpo", "gate_random")
 FUSION_ROWS = (
     "sft",
     "grpo_business",

@@ -17,6 +17,7 @@ from typing import Any
 
 from align_tables import (
     FUSION_ROWS,
+    NOISY_ROWS,
     PREFERENCE_ROWS,
     SHOP_ROWS,
     alignment_table,
@@ -290,6 +291,22 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "align_cells": cells_table,
     "align_industrial": lambda figures: alignment_table(
         figures, "amazon_industrial", FUSION_ROWS, ("recall@10", "ndcg@10"), "grpo_business"
+    ),
+    "align_industrial_ranker": lambda figures: alignment_table(
+        figures,
+        "amazon_industrial.ranker_reward",
+        FUSION_ROWS,
+        NOISY_ROWS,
+        ("recall@10", "ndcg@10"),
+        "grpo_business",
+    ),
+    "align_shop_noise": lambda figures: alignment_table(
+        figures,
+        "shop_noise2",
+        [row for row in SHOP_ROWS if row in NOISY_ROWS],
+        ("recall@10", "true_reward", "invalid_share"),
+        "sft",
+        compared=("recall@10", "true_reward"),
     ),
     "align_office": lambda figures: alignment_table(
         figures, "amazon_office", FUSION_ROWS, ("recall@10", "ndcg@10"), "grpo_business"
