@@ -296,7 +296,6 @@ TABLES: dict[str, Callable[[Figures], str]] = {
         figures,
         "amazon_industrial.ranker_reward",
         FUSION_ROWS,
-        NOISY_ROWS,
         ("recall@10", "ndcg@10"),
         "grpo_business",
     ),
