@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 
 SOCKETS = 1000
 """Connections of one client; a request that waits for a place is late by that wait."""
+IDLE_SECONDS = 20.0
+"""A socket that rested longer is not used again: the server closes it after 30 s."""
 PROGRAM = "import sys; from sidrec.cli import main; main(sys.argv[1:])"
 
 
@@ -89,7 +91,7 @@ class Pool:
         parts = urlsplit(url)
         self.places = asyncio.Semaphore(SOCKETS)
         self.host, self.port = parts.hostname, parts.port
-        self.free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.free: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         """(status, body) of one request."""
@@ -98,8 +100,10 @@ class Pool:
             f"{method} {path} HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\n\r\n"
         )
+        while self.free and time.monotonic() - self.free[0][0] > IDLE_SECONDS:
+            self.free.pop(0)[2].close()
         if self.free:
-            reader, writer = self.free.pop()
+            _, reader, writer = self.free.pop()
         else:
             reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
@@ -112,12 +116,12 @@ class Pool:
         except (OSError, asyncio.IncompleteReadError, ValueError):
             writer.close()
             return 0, b""
-        self.free.append((reader, writer))
+        self.free.append((time.monotonic(), reader, writer))
         return status, answer
 
     def close(self) -> None:
         """Close every socket."""
-        for _, writer in self.free:
+        for _, _, writer in self.free:
             writer.close()
         self.free.clear()
 
