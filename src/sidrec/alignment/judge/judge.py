@@ -30,6 +30,7 @@ from sidrec.alignment.judge.embedded import Embedded, EmbeddedConfig
 from sidrec.alignment.judge.feedback import Feedback, sampled_feedback, shown_feedback
 from sidrec.alignment.judge.histories import last_events, of_batch
 from sidrec.alignment.judge.ledger import Ledger
+from sidrec.alignment.judge.models import open_model
 from sidrec.alignment.judge.similarity import SimilarityJudge
 from sidrec.alignment.judge.weights import (
     Kind,
@@ -235,24 +236,7 @@ def _language_backend(
 ) -> Backend:
     from sidrec.alignment.judge.asking import AskingJudge
 
-    if config.backend == "endpoint":
-        from sidrec.alignment.judge.endpoint import Endpoint
-
-        model = Endpoint.open(
-            model=config.model,
-            base_url=config.base_url,
-            api_key_variable=config.api_key_variable,
-            timeout_seconds=config.timeout_seconds,
-            max_answer_tokens=config.max_answer_tokens,
-            answer_format=config.answer_format,
-            client=client,
-        )
-    else:
-        from sidrec.alignment.judge.local import LocalModel
-
-        model = client or LocalModel.open(
-            config.model, device=config.device, max_answer_tokens=config.max_answer_tokens
-        )
+    model = open_model(config, client=client)
     return AskingJudge.of(context.items, model, config, ledger)
 
 

@@ -25,6 +25,7 @@ from sidrec.alignment.judge.answers import decoded
 from sidrec.alignment.judge.asking import LanguageModel, NoAnswer
 from sidrec.alignment.judge.cache import AnswerCache
 from sidrec.alignment.judge.ledger import Ledger
+from sidrec.alignment.judge.models import open_model
 from sidrec.alignment.judge.prompt import BEGIN, END, Message, as_json, cleaned
 from sidrec.data.search.values import clean_query
 from sidrec.errors import ServiceError
@@ -57,24 +58,7 @@ class Asker:
     @classmethod
     def open(cls, config: AskerConfig, *, client: Any = None) -> Self:
         """Ready to ask; `client` stands in for the server or the model."""
-        if config.backend == "endpoint":
-            from sidrec.alignment.judge.endpoint import Endpoint
-
-            model: Any = Endpoint.open(
-                model=config.model,
-                base_url=config.base_url,
-                api_key_variable=config.api_key_variable,
-                timeout_seconds=config.timeout_seconds,
-                max_answer_tokens=config.max_answer_tokens,
-                answer_format=config.answer_format,
-                client=client,
-            )
-        else:
-            from sidrec.alignment.judge.local import LocalModel
-
-            model = client or LocalModel.open(
-                config.model, device=config.device, max_answer_tokens=config.max_answer_tokens
-            )
+        model = open_model(config, client=client)
         ledger = Ledger(budget=config.budget)
         return cls(config, model, AnswerCache.open(config.cache, ledger), ledger)
 
