@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import threading
+import time
 
 
 def test_more_than_can_be_answered_is_refused_at_once_and_leaves_nothing_behind(listening, bundles):
@@ -64,3 +66,72 @@ def test_a_full_queue_refuses_before_it_reads(listening):
             head = b"POST /v1/recommend HTTP/1.1\r\nHost: s\r\nContent-Length: 900000\r\n\r\n"
             connection.sendall(head)  # and no body
             assert connection.recv(12) == b"HTTP/1.1 429"
+
+
+def answers(connection):
+    """Status line and headers, and the body, of each answer as it comes."""
+    stream = connection.makefile("rb")
+    while status := stream.readline():
+        lines = iter(stream.readline, b"\r\n")
+        headers = dict(line.decode().lower().strip().split(": ", 1) for line in lines)
+        yield int(status.split()[1]), headers, stream.read(int(headers["content-length"]))
+
+
+def asking(bundles, *extra):
+    body = json.dumps({"history": bundles.history, "k": 3}).encode()
+    lines = ["POST /v1/recommend HTTP/1.1", "Host: s", "Content-Type: application/json", *extra]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}\r\n\r\n"]).encode() + body
+
+
+def test_a_refused_connection_goes_on(listening, bundles):
+    """The body of a refused request is nobody's, and waiting afterwards is no fault."""
+    with listening(read_seconds=0.2) as server:
+        engine = server.service.engine
+        with socket.create_connection(server.address, timeout=20) as connection:
+            answer = answers(connection)
+            room, engine.max_queue = engine.max_queue, 0
+            request = asking(bundles)
+            connection.sendall(request[:-5])
+            status, headers, body = next(answer)
+            assert status == 429 and len(headers["x-request-id"]) == 24
+            assert headers["x-content-type-options"] == "nosniff"
+            assert json.loads(body)["request_id"] == headers["x-request-id"]
+            connection.sendall(request[-5:])
+            engine.max_queue = room
+            time.sleep(0.5)  # longer than a request may take to come in
+            connection.sendall(request + request)
+            for _ in range(2):
+                status, _, body = next(answer)
+                assert status == 200 and len(json.loads(body)["items"]) == 3
+            engine.max_queue = 0
+            connection.sendall(asking(bundles, "Connection: close"))
+            status, headers, _ = next(answer)
+            assert (status, headers["connection"]) == (429, "close")
+            assert connection.recv(1) == b""
+        counted = server.service.metrics.text().decode()
+        assert 'sidrec_requests_total{route="/v1/recommend",status="429"} 2.0' in counted
+
+
+def test_answers_come_in_order_where_a_later_request_finds_no_room(listening, bundles):
+    """The first of two pipelined requests is still owed when the second is refused."""
+    with listening() as server:
+        engine, full = server.service.engine, threading.Event()
+        answer = engine._answer
+
+        def slow(batch):
+            assert full.wait(60)
+            answer(batch)
+
+        engine._answer = slow
+        with socket.create_connection(server.address, timeout=20) as connection:
+            connection.sendall(asking(bundles))
+            while not engine._busy:
+                time.sleep(0.005)
+            engine.max_queue = 0
+            connection.sendall(asking(bundles))
+            time.sleep(0.1)
+            full.set()
+            assert [status for status, _, _ in itertools.islice(answers(connection), 2)] == [
+                200,
+                429,
+            ]

@@ -26,9 +26,6 @@ HEADERS = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-ANSWERED_BY_ENGINE = tuple(
-    f"/v1/{name}" for name in ("recommend", "similar", "rank", "search", "explain")
-)
 
 
 class Gate:
@@ -91,8 +88,6 @@ class Gate:
         for name, value in scope["headers"]:
             if name == b"content-length" and _too_long(value, self.service.settings.max_body_bytes):
                 raise _body_too_large(self.service.settings.max_body_bytes)
-        if scope["path"] in ANSWERED_BY_ENGINE:  # before the body is read: a refusal must be cheap
-            self.service.engine.require_room()
 
 
 def _too_long(content_length: bytes, limit: int) -> bool:

@@ -1,9 +1,12 @@
-"""Clients that send or read too slowly, or send what never ends, lose their connection.
+"""The protocol: uvicorn's, for clients that are too slow and requests that are too many.
+
+Clients that send or read too slowly, or send what never ends, lose their connection.
 
 A request must have come whole within some seconds of its first byte (of the connection, for the
 first one), and an answer that fills the socket must be taken within as many. The head of a request
 may have 64 KiB, and 32 requests may wait behind the one that is answered on the same connection.
-Bodies are limited elsewhere; idle connections are closed by uvicorn.
+Bodies are limited elsewhere; idle connections are closed by uvicorn. What `refuse` refuses is
+answered at its head, unless an answer before it on the connection is still owed.
 
 Cost:     one timer a connection; none for a request that comes in one piece.
 """
@@ -14,17 +17,23 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sidrec.serving.refusing import Refuse
+
 MAX_HEAD_BYTES = 1 << 16
 MAX_PIPELINED = 32
 
 
-def impatient(seconds: float) -> type[asyncio.Protocol]:
+def impatient(seconds: float, refuse: Refuse) -> type[asyncio.Protocol]:
     """Uvicorn's protocol, with a time for each request to come in and each answer to go out."""
 
     class Impatient(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
         _head_bytes: int | None = None
         """What came of a request whose head is not whole; None between heads."""
+        _refused: bool = False
+        """Whether the newest request was refused at its head."""
+        _whole: bool = False
+        """Whether it has come to its end."""
 
         def connection_made(  # type: ignore[override]
             self, transport: asyncio.Transport
@@ -46,11 +55,40 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._head_bytes = 0
+            self._head_bytes, self._refused, self._whole = 0, False, False
 
         def on_headers_complete(self) -> None:
             self._head_bytes = None
-            super().on_headers_complete()
+            free = (self.cycle is None or self.cycle.response_complete) and not self.pipeline
+            if free and not self.expect_100_continue:
+                self._refused = self._refuse()
+            if not self._refused:
+                super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if not self._refused:
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._whole = True
+            if not self._refused:
+                super().on_message_complete()
+            elif not self.transport.is_closing():
+                self._unset_keepalive_if_required()
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
+        def _refuse(self) -> bool:
+            answer = refuse(self.url.partition(b"?")[0])
+            if answer is None:
+                return False
+            if not self.parser.should_keep_alive():
+                answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
+            self.transport.write(answer)
+            if not self.parser.should_keep_alive():
+                self.transport.close()
+            return True
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -62,8 +100,11 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
 
         def _watch(self) -> None:
             cycle = self.cycle
-            incomplete = cycle is None or cycle.more_body or cycle.response_complete
-            incomplete = incomplete or self._head_bytes is not None
+            if self._refused:
+                incomplete = not self._whole
+            else:
+                incomplete = cycle is None or cycle.more_body or cycle.response_complete
+                incomplete = incomplete or self._head_bytes is not None
             if not (incomplete or self.flow.write_paused):
                 self._disarm()
             elif self._timer is None and not self.transport.is_closing():
