@@ -26,6 +26,7 @@ SOCKETS = 1000
 """Connections of one client; a request that waits for a place is late by that wait."""
 IDLE_SECONDS = 20.0
 """A socket that rested longer is not used again: the server closes it after 30 s."""
+LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 PROGRAM = "import sys; from sidrec.cli import main; main(sys.argv[1:])"
 
 
@@ -84,6 +85,42 @@ class Outcome:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)] * 1e3
 
 
+class Connection(asyncio.Protocol):
+    """One socket; answers come to `answer`, (0, b"") where it breaks."""
+
+    answer: asyncio.Future[tuple[int, bytes]]
+    transport: asyncio.Transport
+    received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._give(0, b"")
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        head, end, body = self.received.partition(b"\r\n\r\n")
+        if end:
+            length = LENGTH.search(head)
+            if len(body) >= (int(length.group(1)) if length else 0):
+                self._give(int(head[9:12]), body)
+
+    def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        """Send a whole request; the answer comes to the future."""
+        self.received, self.answer = b"", asyncio.get_running_loop().create_future()
+        if self.transport.is_closing():
+            self._give(0, b"")
+        else:
+            self.transport.write(request)
+        return self.answer
+
+    def _give(self, status: int, body: bytes) -> None:
+        if not self.answer.done():
+            self.answer.set_result((status, body))
+
+
 class Pool:
     """Sockets to one server, at most `SOCKETS`."""
 
@@ -91,39 +128,44 @@ class Pool:
         parts = urlsplit(url)
         self.places = asyncio.Semaphore(SOCKETS)
         self.host, self.port = parts.hostname, parts.port
-        self.free: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.free: list[tuple[float, Connection]] = []
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         """(status, body) of one request."""
-        content = b"" if body is None else json.dumps(body).encode()
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\n\r\n"
-        )
+        return await self.send(written(method, path, body))
+
+    async def send(self, request: bytes) -> tuple[int, bytes]:
+        """(status, body) of a request that is written already."""
         while self.free and time.monotonic() - self.free[0][0] > IDLE_SECONDS:
-            self.free.pop(0)[2].close()
+            self.free.pop(0)[1].transport.close()
         if self.free:
-            _, reader, writer = self.free.pop()
+            _, connection = self.free.pop()
         else:
-            reader, writer = await asyncio.open_connection(self.host, self.port)
-        try:
-            writer.write(head.encode() + content)
-            await writer.drain()
-            header = await reader.readuntil(b"\r\n\r\n")
-            status = int(header[9:12])
-            length = re.search(rb"content-length: (\d+)", header, re.IGNORECASE)
-            answer = await reader.readexactly(int(length.group(1)) if length else 0)
-        except (OSError, asyncio.IncompleteReadError, ValueError):
-            writer.close()
-            return 0, b""
-        self.free.append((time.monotonic(), reader, writer))
+            loop = asyncio.get_running_loop()
+            try:
+                _, connection = await loop.create_connection(Connection, self.host, self.port)
+            except OSError:
+                return 0, b""
+        status, answer = await connection.ask(request)
+        if status:
+            self.free.append((time.monotonic(), connection))
         return status, answer
 
     def close(self) -> None:
         """Close every socket."""
-        for _, _, writer in self.free:
-            writer.close()
+        for _, connection in self.free:
+            connection.transport.close()
         self.free.clear()
+
+
+def written(method: str, path: str, body: Any = None) -> bytes:
+    """A request as bytes."""
+    content = b"" if body is None else json.dumps(body).encode()
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
 
 
 Check = Callable[[Any, Any], str | None]
@@ -142,13 +184,14 @@ async def open_loop(
 ) -> Outcome:
     """Requests at Poisson times, `rate` a second, taken from `requests` in a drawn order."""
     draw, outcome, running = random.Random(seed), Outcome(accepted=Outcome()), set()
+    letters = [(request, written("POST", path, request)) for request in requests]
     start = time.perf_counter()
     at = 0.0
 
-    async def one(scheduled: float, request: Any) -> None:
+    async def one(scheduled: float, request: Any, letter: bytes) -> None:
         async with pool.places:
             sent = time.perf_counter()
-            status, answer = await pool.ask("POST", path, request)
+            status, answer = await pool.send(letter)
         outcome.seconds.append(time.perf_counter() - scheduled)
         outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
         if status == 200 and outcome.accepted is not None:
@@ -160,7 +203,7 @@ async def open_loop(
         wait = start + at - time.perf_counter()
         if wait > 0:
             await asyncio.sleep(wait)
-        task = asyncio.create_task(one(start + at, draw.choice(requests)))
+        task = asyncio.create_task(one(start + at, *draw.choice(letters)))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)

@@ -85,7 +85,7 @@ def asking(bundles, *extra):
 
 def test_a_refused_connection_goes_on(listening, bundles):
     """The body of a refused request is nobody's, and waiting afterwards is no fault."""
-    with listening(read_seconds=0.2) as server:
+    with listening(read_seconds=0.5) as server:
         engine = server.service.engine
         with socket.create_connection(server.address, timeout=20) as connection:
             answer = answers(connection)
@@ -98,7 +98,7 @@ def test_a_refused_connection_goes_on(listening, bundles):
             assert json.loads(body)["request_id"] == headers["x-request-id"]
             connection.sendall(request[-5:])
             engine.max_queue = room
-            time.sleep(0.5)  # longer than a request may take to come in
+            time.sleep(0.8)  # longer than a request may take to come in
             connection.sendall(request + request)
             for _ in range(2):
                 status, _, body = next(answer)
@@ -135,3 +135,44 @@ def test_answers_come_in_order_where_a_later_request_finds_no_room(listening, bu
                 200,
                 429,
             ]
+
+
+def test_a_place_is_free_again_after_the_answer_and_after_a_client_that_goes(listening, bundles):
+    with listening(max_queue=2, max_batch=1, timeout_ms=60_000) as server:
+        engine, go_on = server.service.engine, threading.Event()
+        answer = engine._answer
+
+        def slow(batch):
+            assert go_on.wait(60)
+            answer(batch)
+
+        engine._answer = slow
+        gone = [socket.create_connection(server.address, timeout=20) for _ in range(3)]
+        for connection in gone:
+            connection.sendall(asking(bundles))
+            time.sleep(0.05)
+        with socket.create_connection(server.address, timeout=20) as connection:
+            found = answers(connection)
+            connection.sendall(asking(bundles))
+            assert next(found)[0] == 429  # one is answered, two wait
+            for client in gone:
+                client.close()
+            go_on.set()
+            while engine.depth or engine.busy:
+                time.sleep(0.01)
+            for _ in range(5):
+                connection.sendall(asking(bundles))
+                assert next(found)[0] == 200
+
+
+def test_who_sends_slowly_takes_no_place(listening, bundles):
+    with listening(max_queue=1) as server:
+        slow = [socket.create_connection(server.address, timeout=20) for _ in range(4)]
+        for connection in slow:
+            connection.sendall(asking(bundles)[:-5])
+        time.sleep(0.1)
+        with socket.create_connection(server.address, timeout=20) as connection:
+            connection.sendall(asking(bundles))
+            assert next(answers(connection))[0] == 200
+        for connection in slow:
+            connection.close()

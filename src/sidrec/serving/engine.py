@@ -150,16 +150,25 @@ class Engine:
         except TimeoutError:
             raise Problem("overloaded", "the answer took longer than timeout_ms") from None
 
+    @property
+    def busy(self) -> int:
+        """Requests that are being answered."""
+        return self._busy
+
     def require_room(self, timeout_seconds: float = math.inf) -> None:
         """Problem `overloaded` where too many wait, or so many that a request would come late."""
         waiting = len(self._queue)
         late = (waiting + self._busy) * self._seconds_each > timeout_seconds and waiting > 0
         if waiting >= self.max_queue or late:
-            raise Problem(
-                "overloaded",
-                f"{waiting} requests wait already",
-                hint="come back after Retry-After seconds",
-            )
+            raise self.no_room()
+
+    def no_room(self) -> Problem:
+        """What a request is told that may not wait."""
+        return Problem(
+            "overloaded",
+            f"{len(self._queue)} requests wait already",
+            hint="come back after Retry-After seconds",
+        )
 
     def stop(self) -> None:
         """Answer what waits, then end the thread."""

@@ -9,36 +9,44 @@ requests by status, but not in the times of answers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from http import HTTPStatus
 
 from sidrec.serving.gate import HEADERS
 from sidrec.serving.problems import Problem, problem_response
 from sidrec.serving.service import Service
 
-ANSWERED_BY_ENGINE = tuple(
-    f"/v1/{name}" for name in ("recommend", "similar", "rank", "search", "explain")
-)
-Refuse = Callable[[bytes], bytes | None]
-"""Path of a request -> a whole answer that refuses it and keeps the connection; None to go on."""
+ROUTES = {
+    f"/v1/{name}".encode(): f"/v1/{name}"
+    for name in ("recommend", "similar", "rank", "search", "explain")
+}
+"""What the engine answers."""
 
 
-def refusing(service: Service) -> Refuse:
-    """What a server's protocol asks about each request."""
-    routes = {route.encode(): route for route in ANSWERED_BY_ENGINE}
+class Room:
+    """The requests for the engine that have come whole, and the refusal of those too many.
 
-    def refuse(path: bytes) -> bytes | None:
-        route = routes.get(path)
-        if route is None:
+    Many come before the first of them reaches the queue. One loop's thread uses it.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._inside = service, 0
+
+    def refusal(self, route: str) -> bytes | None:
+        """A whole answer that refuses one more; None where it may come in."""
+        engine = self._service.engine
+        if self._inside - engine.busy < engine.max_queue:
             return None
-        try:
-            service.engine.require_room()
-        except Problem as problem:
-            service.metrics.requests.labels(route, str(problem.status)).inc()
-            return written(problem)
-        return None
+        problem = engine.no_room()
+        self._service.metrics.requests.labels(route, str(problem.status)).inc()
+        return written(problem)
 
-    return refuse
+    def enter(self) -> None:
+        """One has come whole; a slow one takes no place until then."""
+        self._inside += 1
+
+    def leave(self) -> None:
+        """One that came in was answered, or its client has gone."""
+        self._inside -= 1
 
 
 def written(problem: Problem) -> bytes:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from sidrec.errors import ServiceError
 from sidrec.serving.app import create_app
 from sidrec.serving.awake import cores_awake
-from sidrec.serving.refusing import refusing
+from sidrec.serving.refusing import Room
 from sidrec.serving.settings import ServeSettings
 from sidrec.serving.slow import impatient
 
@@ -56,7 +56,7 @@ def configured(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
     """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
-        http=impatient(settings.read_seconds, refusing(app.state.service)),
+        http=impatient(settings.read_seconds, Room(app.state.service)),
         log_level="warning",
         access_log=False,
         timeout_keep_alive=30,

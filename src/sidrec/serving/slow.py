@@ -5,8 +5,8 @@ Clients that send or read too slowly, or send what never ends, lose their connec
 A request must have come whole within some seconds of its first byte (of the connection, for the
 first one), and an answer that fills the socket must be taken within as many. The head of a request
 may have 64 KiB, and 32 requests may wait behind the one that is answered on the same connection.
-Bodies are limited elsewhere; idle connections are closed by uvicorn. What `refuse` refuses is
-answered at its head, unless an answer before it on the connection is still owed.
+Bodies are limited elsewhere; idle connections are closed by uvicorn. A request for which there is
+no `Room` is answered at its head, unless an answer before it on the connection is still owed.
 
 Cost:     one timer a connection; none for a request that comes in one piece.
 """
@@ -17,13 +17,13 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sidrec.serving.refusing import Refuse
+from sidrec.serving.refusing import ROUTES, Room
 
 MAX_HEAD_BYTES = 1 << 16
 MAX_PIPELINED = 32
 
 
-def impatient(seconds: float, refuse: Refuse) -> type[asyncio.Protocol]:
+def impatient(seconds: float, room: Room) -> type[asyncio.Protocol]:
     """Uvicorn's protocol, with a time for each request to come in and each answer to go out."""
 
     class Impatient(HttpToolsProtocol):
@@ -34,6 +34,10 @@ def impatient(seconds: float, refuse: Refuse) -> type[asyncio.Protocol]:
         """Whether the newest request was refused at its head."""
         _whole: bool = False
         """Whether it has come to its end."""
+        _asks: bool = False
+        """Whether it is one for the engine that was let in."""
+        _inside: bool = False
+        """Whether the request that is answered takes a place in the room."""
 
         def connection_made(  # type: ignore[override]
             self, transport: asyncio.Transport
@@ -43,6 +47,7 @@ def impatient(seconds: float, refuse: Refuse) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            self._leave()
             self._disarm()
 
         def data_received(self, data: bytes) -> None:
@@ -55,14 +60,16 @@ def impatient(seconds: float, refuse: Refuse) -> type[asyncio.Protocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._head_bytes, self._refused, self._whole = 0, False, False
+            self._head_bytes, self._refused, self._asks, self._whole = 0, False, False, False
 
         def on_headers_complete(self) -> None:
             self._head_bytes = None
+            route = ROUTES.get(self.url.partition(b"?")[0])
             free = (self.cycle is None or self.cycle.response_complete) and not self.pipeline
-            if free and not self.expect_100_continue:
-                self._refused = self._refuse()
-            if not self._refused:
+            self._asks = bool(route and free and not self.expect_100_continue)
+            if route and self._asks and (answer := room.refusal(route)):
+                self._refuse(answer)
+            else:
                 super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
@@ -73,22 +80,31 @@ def impatient(seconds: float, refuse: Refuse) -> type[asyncio.Protocol]:
             self._whole = True
             if not self._refused:
                 super().on_message_complete()
+                if self._asks and not self.cycle.response_complete:
+                    self._inside = True
+                    room.enter()
             elif not self.transport.is_closing():
                 self._unset_keepalive_if_required()
                 self.timeout_keep_alive_task = self.loop.call_later(
                     self.timeout_keep_alive, self.timeout_keep_alive_handler
                 )
 
-        def _refuse(self) -> bool:
-            answer = refuse(self.url.partition(b"?")[0])
-            if answer is None:
-                return False
-            if not self.parser.should_keep_alive():
+        def on_response_complete(self) -> None:
+            self._leave()
+            super().on_response_complete()
+
+        def _leave(self) -> None:
+            if self._inside:
+                self._inside = False
+                room.leave()
+
+        def _refuse(self, answer: bytes) -> None:
+            self._refused, stays = True, self.parser.should_keep_alive()
+            if not stays:
                 answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
             self.transport.write(answer)
-            if not self.parser.should_keep_alive():
+            if not stays:
                 self.transport.close()
-            return True
 
         def pause_writing(self) -> None:
             super().pause_writing()
