@@ -8,10 +8,11 @@ import time
 from contextlib import contextmanager
 
 import pytest
+import sqlalchemy as sa
 
 from sidrec.errors import ServiceError
 from sidrec.serving.clock import CLOCK
-from sidrec.serving.store import Store
+from sidrec.serving.store import Store, meta
 
 HOUR_NS = 3600 * 10**9
 
@@ -200,3 +201,24 @@ def test_a_clock_that_jumps_changes_no_order_and_lets_nothing_grow_old(
         assert one(4)["quarantined"] == 1
         assert client.get("/v1/users/ann/history").json()["items"] == bundles.ids[:4]
         assert abs(CLOCK.now_us() - time.time_ns() // 1000) < 60_000_000
+
+
+def test_a_write_that_reads_first_waits_for_another_lock(tmp_path):
+    """As items are written, while a checkpoint or a backup holds the database."""
+    path = tmp_path / "store.sqlite"
+    store = Store(f"sqlite:///{path}")
+
+    def read_then_write(connection):
+        names = connection.scalar(sa.select(sa.func.count()).select_from(meta))
+        connection.execute(meta.insert().values(name="mine", value=str(names)))
+        return names
+
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    done = store.write(read_then_write)
+    with pytest.raises(TimeoutError):
+        done.result(timeout=0.3)
+    other.execute("INSERT INTO meta VALUES ('theirs', '')")
+    other.execute("COMMIT")
+    assert done.result(timeout=20) == 2  # the schema's line and theirs
+    store.close()

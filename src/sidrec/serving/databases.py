@@ -21,6 +21,8 @@ LOCK_KEY = 0x51D12EC
 """Of the advisory lock; one a database."""
 LOCK_SECONDS = 5.0
 """How long PostgreSQL may take to notice that the server before this one is gone."""
+WRITES = "sidrec_writes"
+"""Execution option of connections that write; those of SQLite then wait for its lock."""
 IN_USE = "the store {} is in use by another server; stop it, or take another --store"
 
 
@@ -41,7 +43,10 @@ def engine_of(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        # A transaction that reads first could not wait for another's lock once it writes: SQLite
+        # refuses it at once, whatever its busy_timeout. A checkpoint holds that lock.
+        writes = connection.get_execution_options().get(WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 

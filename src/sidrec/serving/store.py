@@ -25,7 +25,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from sidrec.errors import ConfigError, ServiceError
-from sidrec.serving.databases import engine_of, held_alone, require_backend, shown, with_driver
+from sidrec.serving.databases import (
+    WRITES,
+    engine_of,
+    held_alone,
+    require_backend,
+    shown,
+    with_driver,
+)
 from sidrec.serving.problems import Problem
 
 T = TypeVar("T")
@@ -107,6 +114,7 @@ class Store:
         url = with_driver(url)
         require_backend(url)
         self.engine = engine_of(url)
+        self._writing = self.engine.execution_options(**{WRITES: True})
         self._insert = _insert_ignoring(self.engine)
         try:
             self._let_go = held_alone(self.engine)
@@ -237,7 +245,7 @@ class Store:
     def _commit(self, group: list[_Waiting]) -> None:
         start = time.perf_counter()
         try:
-            with self.engine.begin() as connection:
+            with self._writing.begin() as connection:
                 results = [waiting.write(connection) for waiting in group]
         except Exception as error:
             alone = len(group) == 1 or isinstance(error, STORE_FAILURES)
@@ -266,7 +274,7 @@ class Store:
         waiting.done.set_exception(error)
 
     def _prepare(self) -> None:
-        with self.engine.begin() as connection:
+        with self._writing.begin() as connection:
             tables.create_all(connection)
             found = connection.scalar(sa.select(meta.c.value).where(meta.c.name == "schema"))
             if found is None:
