@@ -82,7 +82,8 @@ def main() -> None:
     parser.add_argument("--part", choices=("test", "valid"), default="test")
     arguments = parser.parse_args()
     benches = [measured(arguments, seed) for seed in arguments.seeds]
-    figures = over_seeds(benches, baselines=("sft",)) if "sft" in arguments.rows else {}
+    compared = ("sft", "rad_dpo")
+    figures = over_seeds(benches, baselines=compared) if "sft" in arguments.rows else {}
     bench = benches[0]
     assert bench.preferences is not None
     pairs = shared_share(bench)
