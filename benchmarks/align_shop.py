@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,7 @@ from sidrec.alignment.preferences import of_shop
 from sidrec.alignment.rollouts import RolloutConfig
 from sidrec.cli import output
 from sidrec.data import split
-from sidrec.data.shop import ShopConfig, simulate
+from sidrec.data.shop import Shop, ShopConfig, simulate
 from sidrec.pipeline import fit
 from sidrec.recipe import (
     GENERATOR,
@@ -95,33 +96,7 @@ def main() -> None:
 def prepared(arguments: argparse.Namespace, seed: int) -> Bench:
     """The shop, its supervised policy and the contexts to align on."""
     shop = simulate(ShopConfig(seed=arguments.shop_seed))
-    settings = RunConfig(
-        name="shop",
-        seed=seed,
-        data=DataConfig(name="shop"),
-        tokenizer=config.method(TOKENIZER, "residual_kmeans", num_codes=32),
-        generator=config.method(GENERATOR, "causal", legal_softmax=False, node_vectors=False),
-        scorers=(),
-        hybrid=HybridConfig(members=()),
-        decoding=DecodingConfig(renormalise=False),
-    )
-    with output.progress() as show:
-        recommender = fit(shop.dataset, settings, on_event=show)
-    parts = split(shop.dataset, settings.split.rule)
-    whole = shop.dataset.interactions.histories
-    users = np.flatnonzero(whole.lengths > 0)
-    asked = whole.take(users)
-
-    def true_reward(one: Recommender) -> dict[str, np.ndarray]:
-        lists = [
-            one.candidates(asked.take(block), 10, system="generator").rows_BK
-            for block in np.array_split(np.arange(len(users)), 4)
-        ]
-        return {"true_reward": shop.true_reward(users, np.concatenate(lists)).astype(np.float64)}
-
-    best = shop.true_reward(users, shop.best(users, 10).rows_BK).mean()
-    logged = shop.true_reward(users, shop.logging_lists(users, np.random.default_rng(0))).mean()
-    print(f"true reward: best possible {best:.4f}, logging policy {logged:.4f}")
+    recommender = supervised(shop, seed)
     ranker = config.method(REWARD, "ranker", noise=arguments.noise)
     align = AlignConfig(
         seed=seed,
@@ -139,11 +114,48 @@ def prepared(arguments: argparse.Namespace, seed: int) -> Bench:
         ),
         guard=False,
     )
+    parts = split(shop.dataset, config.parse(RunConfig, recommender.settings).split.rule)
     name = f"shop_noise{arguments.noise:g}" if arguments.noise else "shop"
     return Bench(
         data=name, recommender=recommender, dataset=shop.dataset, parts=parts, settings=align,
-        preferences=of_shop(shop, parts.train), more=true_reward,
+        preferences=of_shop(shop, parts.train), more=true_reward_of(shop),
     )  # fmt: skip
+
+
+def supervised(shop: Shop, seed: int, *, free: bool = True) -> Recommender:
+    """A causal policy fitted on the shop's log; a `free` one may write IDs that no item holds."""
+    options = {"legal_softmax": False, "node_vectors": False} if free else {}
+    settings = RunConfig(
+        name="shop",
+        seed=seed,
+        data=DataConfig(name="shop"),
+        tokenizer=config.method(TOKENIZER, "residual_kmeans", num_codes=32),
+        generator=config.method(GENERATOR, "causal", **options),
+        scorers=(),
+        hybrid=HybridConfig(members=()),
+        decoding=DecodingConfig(renormalise=not free),
+    )
+    with output.progress() as show:
+        return fit(shop.dataset, settings, on_event=show)
+
+
+def true_reward_of(shop: Shop) -> Callable[[Recommender], dict[str, np.ndarray]]:
+    """Of a recommender: the expected clicks of the list of ten at each user's next visit."""
+    whole = shop.dataset.interactions.histories
+    users = np.flatnonzero(whole.lengths > 0)
+    asked = whole.take(users)
+
+    def true_reward(one: Recommender) -> dict[str, np.ndarray]:
+        lists = [
+            one.candidates(asked.take(block), 10, system="generator").rows_BK
+            for block in np.array_split(np.arange(len(users)), 4)
+        ]
+        return {"true_reward": shop.true_reward(users, np.concatenate(lists)).astype(np.float64)}
+
+    best = shop.true_reward(users, shop.best(users, 10).rows_BK).mean()
+    logged = shop.true_reward(users, shop.logging_lists(users, np.random.default_rng(0))).mean()
+    print(f"true reward: best possible {best:.4f}, logging policy {logged:.4f}")
+    return true_reward
 
 
 def admitted(bench: Bench) -> float:
