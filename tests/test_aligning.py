@@ -145,6 +145,8 @@ def test_a_constant_reward_leaves_the_policy_where_it_is(tiny):
     )
     assert torch.equal(moved[0], moved[-1])
     assert result.training.stopped_because == "epochs"
+    assert result.training_means["silent_share"] == 1.0
+    assert result.summary()["training_means"]["missing_rewards"] == 0.0
 
 
 def test_closed_gates_train_as_likelihood_does_to_the_bit(tiny):

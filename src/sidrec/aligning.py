@@ -29,7 +29,7 @@ from torch import nn
 
 from sidrec import artifact, config, methods
 from sidrec.align_config import AlignConfig
-from sidrec.alignment.aligner import Aligner
+from sidrec.alignment.aligner import TOLD, Aligner
 from sidrec.alignment.contexts import ContextBatches
 from sidrec.alignment.preferences import (
     exposed,
@@ -74,7 +74,9 @@ class Aligned:
     validation: Figure
     """NDCG@10 on validation, after minus before, paired over users."""
     curve: list[dict[str, float]]
-    """What each validation saw: epoch, ndcg@10, difference with its interval, invalid_share."""
+    """What each validation saw: epoch, ndcg@10, difference with its interval, invalid_share; and of
+    the steps since the one before the means of what was silent, missing, dropped, admitted, judged.
+    """
     stopped_by_guard: str
     """What the guard said; empty where it let the run end."""
     reports: Mapping[str, Report]
@@ -93,10 +95,19 @@ class Aligned:
             "stopped_because": self.training.stopped_because,
             "guard": self.stopped_by_guard,
             "validation_difference": asdict(self.validation),
+            "training_means": self.training_means,
             "curve": self.curve,
             "counts": dict(self.counts),
             "test": summary_of(self.reports),
         }
+
+    @property
+    def training_means(self) -> dict[str, float]:
+        """Share of silent groups, missing rewards, dropped items and the like; validations weigh
+        the same.
+        """
+        seen = {name: [e[name] for e in self.curve if name in e] for name in TOLD}
+        return {name: float(np.mean(values)) for name, values in seen.items() if values}
 
     @property
     def steps_per_second(self) -> float:
@@ -229,6 +240,8 @@ class Alignment:
         self.every = self._known(preferences if preferences is not None else self._contexts())
         self.preferences, self.learnt_from = self._parted(self.every)
         self.told(f"{len(self.preferences):,} contexts to align on")
+        if not settings.rollouts.constrained:
+            self.told("rollouts are open to the whole codebook: they may write IDs of no item")
         self.renormalise = settings.renormalise
         if self.renormalise is None:
             self.renormalise = recommender.renormalise and settings.rollouts.constrained

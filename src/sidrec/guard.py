@@ -75,6 +75,7 @@ class Guard:
             "low": float(self.last.low or 0.0),
             "high": float(self.last.high or 0.0),
             "invalid_share": self.invalid_share(policy),
+            **getattr(aligner, "told", dict)(),
         }
         if self.on_validation is not None:
             self.on_validation(policy, entry)

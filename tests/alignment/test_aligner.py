@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,3 +120,56 @@ def test_positives_of_one_id_count_once(tiny):
     twice, told_twice = aligner.preference_loss(contexts([[1, 2, 3]], [[4, 4]], [[9]]))
     torch.testing.assert_close(once, twice)
     assert told["dropped_positives"] == 0 and told_twice["dropped_positives"] == 0.5
+
+
+def test_gates_see_the_policy_without_its_dropout(tiny):
+    aligner = aligner_of(tiny, "adagrpo", reward=Counted(), step=StepConfig(track_kl=False))
+    batch = contexts([[1, 2, 3], [5, 6, 7]], [[4], [8]], [[-1], [-1]])
+    seen = []
+    aligner.objective.register_forward_hook(lambda module, given, _: seen.append(given[0]))
+    aligner.train()
+    for _ in range(2):
+        aligner.loss(batch)
+    noisy, other = seen
+    assert not torch.equal(noisy.target_BL, other.target_BL)  # the loss keeps its dropout
+    assert torch.equal(noisy.still_target_B, other.still_target_B)
+    aligner.eval().loss(batch)
+    assert seen[2].still_BG is None
+    torch.testing.assert_close(seen[2].diagnosed_nats_B.float(), noisy.diagnosed_nats_B.float())
+    torch.testing.assert_close(seen[2].diagnosed_BG.float(), noisy.diagnosed_BG.float())
+    assert aligner.policy.training is False
+
+
+class Charging(Counted):
+    """A judge with a ledger, one call a group."""
+
+    def __init__(self, calls=0):
+        super().__init__()
+        self.ledger = SimpleNamespace(calls=calls)
+
+    def forward(self, rollouts):
+        self.ledger.calls += len(rollouts.rows_BG)
+        return super().forward(rollouts)
+
+
+def test_a_resumed_run_remembers_what_the_judge_was_paid(tiny):
+    step = StepConfig(dropout=False, track_kl=False, judged_share=1.0)
+    batch = contexts([[1, 2, 3], [5, 6, 7]], [[4], [8]], [[-1], [-1]])
+    first, resumed = (
+        aligner_of(tiny, "a2po", reward=Counted(), step=step, kl_weight=0.0) for _ in range(2)
+    )
+    first.judge, resumed.judge = Charging(), Charging()
+    first.train().loss(batch)
+    resumed.load_state_dict(first.state_dict())
+    resumed.train().loss(batch)
+    assert resumed.judge.ledger.calls == 4
+
+
+def test_what_steps_saw_is_told_once(tiny):
+    aligner = aligner_of(tiny, "rad_dpo", rdrw=False, step=StepConfig(fill="none", track_kl=False))
+    aligner.train().loss(contexts([[1, 2, 3]], [[4, 4]], [[9, 9]]))
+    aligner.loss(contexts([[1, 2, 3]], [[4, 5]], [[9, 8]]))
+    told = aligner.told()
+    assert told["dropped_positives"] == 0.25 and told["dropped_negatives"] == 0.25
+    assert told["no_negatives"] == 0 and "silent_share" not in told
+    assert aligner.told() == {}

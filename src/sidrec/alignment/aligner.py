@@ -31,7 +31,14 @@ from sidrec.alignment.values import GroupLogProbs, PreferenceLogProbs, Rollouts
 from sidrec.contracts import Objective, Reward
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.errors import ConfigError
+from sidrec.types import HistoryBatch
 
+TOLD = (
+    "silent_share", "missing_rewards", "dropped_negatives", "dropped_positives", "no_negatives",
+    "hit_share", "admission_rate", "difficult_rate", "discriminable_rate", "judged_share",
+    "sign_agreement", "mean_lambda",
+)  # fmt: skip
+"""Parts of the loss that a report keeps: what was silent, missing, dropped, admitted, judged."""
 Parts = dict[str, Tensor]
 Fill = Literal["none", "uniform", "popularity", "beam"]
 
@@ -86,6 +93,10 @@ class Aligner(nn.Module):
     codes_NL: Tensor
     counts_N: Tensor
     steps: Tensor
+    told_sums: Tensor
+    told_steps: Tensor
+    judge_calls: Tensor
+    """What the judge's budget has paid, so that a resumed run does not pay it again."""
 
     def __init__(
         self,
@@ -125,6 +136,9 @@ class Aligner(nn.Module):
         self.register_buffer("codes_NL", codes_NL, persistent=False)
         self.register_buffer("counts_N", counts_N, persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("told_sums", torch.zeros(len(TOLD), dtype=torch.float64))
+        self.register_buffer("told_steps", torch.zeros(len(TOLD), dtype=torch.float64))
+        self.register_buffer("judge_calls", torch.zeros((), dtype=torch.long))
         needs_reference = objective.needs_reference or config.track_kl
         reference = frozen(reference or policy) if needs_reference else None
         self._reference = (reference,)  # a tuple hides it from the state of the module
@@ -181,7 +195,20 @@ class Aligner(nn.Module):
             own, _ = self.policy.loss(batch.with_targets())  # type: ignore[operator]
             parts["own_loss"] = own.detach()
             loss = loss + self.settings.own_loss_weight * own
+        if self.training:
+            for place, name in enumerate(TOLD):
+                if name in parts:
+                    self.told_sums[place] += parts[name].detach()
+                    self.told_steps[place] += 1
         return loss, parts
+
+    def told(self) -> dict[str, float]:
+        """Means over the training steps since this was last asked, of what was seen in them."""
+        seen = zip(TOLD, self.told_sums.tolist(), self.told_steps.tolist(), strict=True)
+        means = {name: total / steps for name, total, steps in seen if steps}
+        self.told_sums.zero_()
+        self.told_steps.zero_()
+        return means
 
     # ------------------------------------------------------------------ preferences
 
@@ -265,6 +292,9 @@ class Aligner(nn.Module):
         codes_BKL = torch.cat([rollouts.codes_BGL, rollouts.target_codes_BL[:, None]], dim=1)
         packed = self.packed(self.policy, batch, codes_BKL)
         policy_BGL = packed.token_BKL[:, :size]
+        still_BK = None
+        if self.policy.training and getattr(self.objective, "needs_still", False):
+            still_BK = self.still(batch, codes_BKL)
         reference_BGL, values_BGL, sampled_values_BGL = None, None, None
         if self.reference is not None:
             with torch.no_grad():
@@ -295,11 +325,22 @@ class Aligner(nn.Module):
             reference_BGL=reference_BGL if self.objective.needs_reference else None,
             values_BGL=values_BGL,
             sampled_values_BGL=sampled_values_BGL,
+            still_BG=None if still_BK is None else still_BK[:, :size],
+            still_target_B=None if still_BK is None else still_BK[:, size],
         )
         num_real = rollouts.real_BG.sum().clamp_min(1)
         parts["hit_share"] = rollouts.hits_BG.any(-1).float().mean()
         parts["invalid_share"] = (rollouts.real_BG & ~rollouts.valid_BG).sum() / num_real
         return log_probs, parts
+
+    @torch.no_grad()
+    def still(self, batch: HistoryBatch, codes_BKL: Tensor) -> Tensor:
+        """(B, K) whole-ID log-probabilities under the policy without its dropout."""
+        self.policy.eval()
+        try:
+            return self.packed(self.policy, batch, codes_BKL).token_BKL.sum(-1)
+        finally:
+            self.policy.train()
 
     @torch.no_grad()
     def sampled_values(self, rollouts: Rollouts, values_BGL: Tensor) -> Tensor:
@@ -358,7 +399,12 @@ class Aligner(nn.Module):
         judged_BG = torch.zeros_like(rollouts.real_BG)
         rows = asked_B.nonzero()[:, 0]
         if len(rows):
+            ledger = getattr(self.judge, "ledger", None)
+            if ledger is not None:
+                ledger.calls = max(ledger.calls, int(self.judge_calls))
             answers = self.judge_weight * self.judge(rollouts.take(rows))
+            if ledger is not None:
+                self.judge_calls.fill_(ledger.calls)
             told = answers.isfinite() & rollouts.real_BG[rows]
             semantic_BG[rows] = torch.where(told, answers, 0.0)
             judged_BG[rows] = told
@@ -379,8 +425,6 @@ class Aligner(nn.Module):
         return codes_BKL.masked_fill((rows_BK < 0)[..., None], -1)
 
     def _state_width(self) -> int:
-        from sidrec.types import HistoryBatch
-
         one = torch.zeros(1, 1, dtype=torch.long, device=self.index.device)
         batch = HistoryBatch(one, torch.ones(1, dtype=torch.long, device=self.index.device))
         with torch.no_grad():

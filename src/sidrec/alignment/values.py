@@ -223,6 +223,11 @@ class GroupLogProbs:
     values_BGL: Tensor | None = None
     """Value head's estimate before each code, with gradient (PPO)."""
     sampled_values_BGL: Tensor | None = None
+    still_BG: Tensor | None = None
+    """Whole-ID log-probabilities of the rollouts without dropout, no gradient, for diagnostics;
+    None where `policy_BGL` has none either."""
+    still_target_B: Tensor | None = None
+    """That of the truth."""
 
     @property
     def real_BG(self) -> Tensor:
@@ -238,3 +243,14 @@ class GroupLogProbs:
     def target_nats_B(self) -> Tensor:
         """−log π of the truth's whole ID."""
         return -self.target_BL.sum(-1)
+
+    @property
+    def diagnosed_BG(self) -> Tensor:
+        """Whole-ID log-probabilities of the rollouts as gates see them."""
+        return self.policy_BGL.detach().sum(-1) if self.still_BG is None else self.still_BG
+
+    @property
+    def diagnosed_nats_B(self) -> Tensor:
+        """−log π of the truth as gates see it."""
+        still_B = self.still_target_B
+        return self.target_nats_B.detach() if still_B is None else -still_B

@@ -97,6 +97,13 @@ def show(result: Any) -> None:
         output.line(result.stopped_by_guard)
     for note in result.counts["notes"]:
         output.line(note)
+    means = {name: value for name, value in result.training_means.items() if value}
+    if means:
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
+        output.line(f"means over training: {shown}")
+    judge = {name: count for name, count in result.counts.get("judge", {}).items() if count}
+    if judge:
+        output.line("judge: " + ", ".join(f"{name} {count:g}" for name, count in judge.items()))
     if result.reports:
         metrics = metrics_of(result.reports)
         shown = table(list(result.reports.values()), metrics)

@@ -213,12 +213,13 @@ def test_quantiles_are_fixed_on_the_first_contexts_which_see_likelihood_alone():
     for _ in range(2):
         _, found = gradients(objective, example)
         assert not found["policy_BGL"].any()
-    assert objective.num_seen == 6 and objective.threshold.item() == pytest.approx(15.0)
+    assert objective.unsure.num_seen == 6
+    assert objective.unsure.threshold.item() == pytest.approx(15.0)
     lower = replace(example, target_BL=example.target_BL - 1)
     _, found = gradients(objective, lower)
     assert found["policy_BGL"].abs().sum((1, 2)).gt(0).tolist() == [True, True, False, False]
     gradients(objective, replace(example, target_BL=example.target_BL * 100))
-    assert objective.threshold.item() == pytest.approx(15.0)  # fixed
+    assert objective.unsure.threshold.item() == pytest.approx(15.0)  # fixed
     other = gated(gate="difficulty", difficulty="nll_quantile", warmup_contexts=6)
     other.load_state_dict(objective.state_dict())
     require_same_bits(other, objective, lower)
@@ -227,9 +228,43 @@ def test_quantiles_are_fixed_on_the_first_contexts_which_see_likelihood_alone():
 def test_evaluation_does_not_warm_up():
     objective = gated(gate="difficulty", difficulty="entropy_quantile", warmup_contexts=3).eval()
     objective(tiny_groups())
-    assert objective.num_seen == 0
+    assert objective.unsure.num_seen == 0
     objective.train()(tiny_groups())
-    assert objective.num_seen == 3
+    assert objective.unsure.num_seen == 3
+
+
+def test_the_lead_of_the_truth_is_compared_with_its_quantile_where_it_can_be():
+    objective = gated(
+        gate="discriminability", discriminability="margin_quantile", margin_quantile=0.5,
+        warmup_contexts=3,
+    )  # fmt: skip
+    rewards = torch.tensor([[0.125, 0.25]] * 4).double()
+    leads = torch.tensor([0.5, 0.125, 1.0, 0.25]).double()
+    example = replace(split(), rewards_BG=rewards, target_rewards_B=0.25 + leads)
+    unknown = replace(example, target_rewards_B=torch.full((4,), torch.nan))
+    assert objective(unknown)[1]["discriminable_rate"] == 0
+    assert objective.lead.num_seen == 0
+    _, found = gradients(objective, example)
+    assert not found["policy_BGL"].any() and objective.lead.known
+    assert objective.lead.threshold.item() == pytest.approx(0.5)  # of .5, .125 and 1
+    _, found = gradients(objective, example)
+    learns = found["policy_BGL"].abs().sum((1, 2)).gt(0)
+    assert learns.tolist() == [True, False, True, False]
+    with pytest.raises(ConfigError, match="take 'rank' and 'auc' to diagnose"):
+        gated(discriminability="margin_quantile").diagnosed(example)
+
+
+def test_gates_look_at_the_policy_without_dropout_where_it_is_given():
+    example = split()
+    still = replace(
+        example,
+        still_BG=torch.tensor([[-1.0, -2.0]] * 4).double(),
+        still_target_B=torch.tensor([-0.5, -5.0, -0.5, -5.0]).double(),
+    )
+    _, found = gradients(gated(gate="difficulty"), still)
+    assert found["policy_BGL"].abs().sum((1, 2)).gt(0).tolist() == [False, True, False, True]
+    shares = torch.tensor([-1.0, -2.0]).double().softmax(0)
+    torch.testing.assert_close(entropies(still), -(shares * shares.log()).sum().expand(4))
 
 
 def test_entropy_is_that_of_the_policy_over_its_rollouts():
@@ -276,3 +311,5 @@ def test_settings_that_make_no_sense_are_refused():
         AdaGrpoConfig(theta=1.5)
     with pytest.raises(ConfigError, match=r"adagrpo\.k_pi must be at least 1, got 0"):
         AdaGrpoConfig(k_pi=0)
+    with pytest.raises(ConfigError, match=r"adagrpo\.margin_quantile must be in \[0, 1\], got 2"):
+        AdaGrpoConfig(margin_quantile=2)

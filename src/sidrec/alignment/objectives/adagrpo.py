@@ -12,10 +12,12 @@ puts y* above the rollouts. Of the ways to say so,
                       "entropy_quantile" so is the entropy of π renormalised over the rollouts
     discriminability  "auc"              mean over C of 1[r* > r_j] + ½ 1[r* = r_j] >= theta
                       "margin"           r* − max over C of r_j > margin
+                      "margin_quantile"  that difference is at least a quantile
                       "rank"             at most k_r − 1 of C have r_j > r*
 
 with C the rollouts that are not y* itself; a context where C is empty, or r* no number, is not
 discriminable. Quantiles are fixed on the first contexts of training, which see likelihood alone.
+Both gates look at the policy without dropout, whose noise would admit by chance.
 
 Source:   arXiv:2606.08480, of which the abstract is known: the shape of the loss and that there
           are two diagnostics. Both formulas are ours.
@@ -40,7 +42,7 @@ from sidrec.alignment.values import GroupLogProbs
 from sidrec.errors import ConfigError, DataError
 
 Difficulty = Literal["rank", "absent", "nll_quantile", "entropy_quantile"]
-Discriminability = Literal["auc", "margin", "rank"]
+Discriminability = Literal["auc", "margin", "margin_quantile", "rank"]
 Gate = Literal["both", "difficulty", "discriminability", "random", "open", "closed"]
 
 
@@ -59,13 +61,16 @@ class AdaGrpoConfig:
     quantile: float = 0.5
     """Quantile of the warm-up above which a context is difficult."""
     warmup_contexts: int = 4096
-    """Contexts that fix the threshold of a quantile; they see likelihood alone."""
+    """Contexts that fix the threshold of a quantile; they see likelihood alone. A margin counts
+    where the truth can be compared."""
     discriminability: Discriminability = "auc"
     """When the judge counts as able to tell."""
     theta: float = 0.8
     """AUC of the truth above the rollouts from which a context is discriminable."""
     margin: float = 0.0
     """Reward by which the truth must beat all rollouts."""
+    margin_quantile: float = 0.5
+    """Quantile of the warm-up from which the truth's lead counts as discriminable."""
     k_r: int = 1
     """Rank of the truth by reward up to which a context is discriminable."""
     random_rate: float = 0.5
@@ -79,42 +84,67 @@ class AdaGrpoConfig:
 
     def __post_init__(self) -> None:
         require_not_negative("adagrpo", self, "group_weight", "clip")
-        require_share("adagrpo", self, "quantile", "theta", "random_rate")
+        require_share("adagrpo", self, "quantile", "margin_quantile", "theta", "random_rate")
         for name in ("k_pi", "k_r", "warmup_contexts"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"adagrpo.{name} must be at least 1, got {value}")
 
 
+class Quantile(nn.Module):
+    """The quantile of the first W values that were seen; fixed from then on."""
+
+    values_W: Tensor
+    num_seen: Tensor
+    threshold: Tensor
+
+    def __init__(self, window: int, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.register_buffer("values_W", torch.zeros(window))
+        self.register_buffer("num_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("threshold", torch.zeros(()))
+
+    @property
+    def known(self) -> bool:
+        """Whether the threshold stands."""
+        return int(self.num_seen) >= len(self.values_W)
+
+    def see(self, values_E: Tensor) -> None:
+        """Take values in until there are W."""
+        seen = int(self.num_seen)
+        kept_E = values_E[: len(self.values_W) - seen]
+        self.values_W[seen : seen + len(kept_E)] = kept_E.to(self.values_W.dtype)
+        self.num_seen += len(kept_E)
+        if self.known:
+            self.threshold.copy_(self.values_W.quantile(self.share))
+
+
 class AdaGrpo(nn.Module):
-    """Likelihood and gated GRPO; the threshold and the state of chance are in buffers."""
+    """Likelihood and gated GRPO; thresholds and the state of chance are in buffers."""
 
     config_class: ClassVar[type] = AdaGrpoConfig
     kind: ClassVar[str] = "group"
     needs_target_rewards: ClassVar[bool] = True
     """The rewards of the truth are asked for: to gate, and with other gates to report."""
-    warmup_W: Tensor
-    num_seen: Tensor
-    threshold: Tensor
+    needs_still: ClassVar[bool] = True
+    """So are log-probabilities without dropout."""
     num_draws: Tensor
 
     def __init__(self, config: AdaGrpoConfig) -> None:
         super().__init__()
         self.config = config
-        num_kept = config.warmup_contexts if self.needs_warmup else 0
-        self.register_buffer("warmup_W", torch.zeros(num_kept))
-        self.register_buffer("num_seen", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("threshold", torch.zeros(()))
+        difficulty = config.difficulty in ("nll_quantile", "entropy_quantile")
+        difficulty = difficulty and config.gate in ("both", "difficulty")
+        margin = config.discriminability == "margin_quantile"
+        margin = margin and config.gate in ("both", "discriminability")
+        window = config.warmup_contexts
+        self.unsure = Quantile(window, config.quantile) if difficulty else None
+        self.lead = Quantile(window, config.margin_quantile) if margin else None
         self.register_buffer("num_draws", torch.zeros((), dtype=torch.int64))
 
     @property
     def needs_reference(self) -> bool:
         return False
-
-    @property
-    def needs_warmup(self) -> bool:
-        """Whether a quantile must be known before a context can be admitted."""
-        by_quantile = self.config.difficulty in ("nll_quantile", "entropy_quantile")
-        return by_quantile and self.config.gate in ("both", "difficulty")
 
     def forward(self, log_probs: GroupLogProbs) -> tuple[Tensor, dict[str, Tensor]]:
         """With the gate open the mixture of likelihood and GRPO, closed likelihood, to the bit."""
@@ -135,10 +165,11 @@ class AdaGrpo(nn.Module):
 
         DataError without the reward of the truth; ConfigError for a quantile that is not known yet.
         """
-        if self.needs_warmup and self.num_seen < len(self.warmup_W):
+        if not all(quantile.known for quantile in (self.unsure, self.lead) if quantile):
             raise ConfigError(
-                f"adagrpo.difficulty = {self.config.difficulty!r} is known after "
-                f"{len(self.warmup_W)} contexts of training; take 'rank' or 'absent' to diagnose"
+                f"adagrpo.difficulty = {self.config.difficulty!r} and discriminability = "
+                f"{self.config.discriminability!r} are known after {self.config.warmup_contexts} "
+                "contexts of training; take 'rank' and 'auc' to diagnose"
             )
         if log_probs.target_rewards_B is None:
             raise DataError("a diagnosis needs the reward of the truth, got none")
@@ -181,22 +212,16 @@ class AdaGrpo(nn.Module):
             return policy_ranks(log_probs) > self.config.k_pi
         if kind == "absent":
             return ~(log_probs.hits_BG & log_probs.real_BG).any(1)
-        if not self.needs_warmup:
+        if self.unsure is None:
             return torch.zeros_like(log_probs.target_lengths_B, dtype=torch.bool)
-        values_B = log_probs.target_nats_B if kind == "nll_quantile" else entropies(log_probs)
-        if self.num_seen < len(self.warmup_W):
+        values_B = log_probs.diagnosed_nats_B
+        if kind == "entropy_quantile":
+            values_B = entropies(log_probs)
+        if not self.unsure.known:
             if self.training:
-                self._warm_up(values_B.detach())
+                self.unsure.see(values_B)
             return torch.zeros_like(values_B, dtype=torch.bool)
-        return values_B > self.threshold
-
-    def _warm_up(self, values_B: Tensor) -> None:
-        seen = int(self.num_seen)
-        kept_B = values_B[: len(self.warmup_W) - seen]
-        self.warmup_W[seen : seen + len(kept_B)] = kept_B.to(self.warmup_W.dtype)
-        self.num_seen += len(kept_B)
-        if self.num_seen == len(self.warmup_W):
-            self.threshold.copy_(self.warmup_W.quantile(self.config.quantile))
+        return values_B > self.unsure.threshold
 
     def _discriminable(self, log_probs: GroupLogProbs, scored_BG: Tensor) -> Tensor:
         """(B,) whether the judge puts the truth above the rollouts that are not it."""
@@ -210,10 +235,24 @@ class AdaGrpo(nn.Module):
         elif config.discriminability == "margin":
             beaten_BG = target_rewards_B[:, None] - rewards_BG > config.margin
             passed_B = (beaten_BG | ~others_BG).all(1)
+        elif config.discriminability == "margin_quantile":
+            best_B = rewards_BG.masked_fill(~others_BG, -torch.inf).amax(1)
+            passed_B = self._leads(target_rewards_B - best_B, comparable_B)
         else:
             above_BG = (rewards_BG > target_rewards_B[:, None]) & others_BG
             passed_B = above_BG.sum(1) < config.k_r
         return passed_B & comparable_B
+
+    def _leads(self, margins_B: Tensor, comparable_B: Tensor) -> Tensor:
+        """(B,) whether the truth leads by enough; nowhere while the quantile is unknown."""
+        nowhere_B = torch.zeros_like(comparable_B)
+        if self.lead is None:
+            return nowhere_B
+        if not self.lead.known:
+            if self.training:
+                self.lead.see(margins_B[comparable_B])
+            return nowhere_B
+        return margins_B >= self.lead.threshold
 
     def _drawn(self, num_contexts: int) -> Tensor:
         """(B,) contexts admitted by chance, the same again for the same seed and draw."""
@@ -229,7 +268,7 @@ def policy_ranks(log_probs: GroupLogProbs) -> Tensor:
     Rollouts that are the truth do not count, nor do ties.
     """
     others_BG = log_probs.real_BG & ~log_probs.hits_BG
-    likelier_BG = log_probs.policy_BGL.detach().sum(-1) > -log_probs.target_nats_B[:, None].detach()
+    likelier_BG = log_probs.diagnosed_BG > -log_probs.diagnosed_nats_B[:, None]
     return 1 + (likelier_BG & others_BG).sum(1)
 
 
@@ -237,8 +276,8 @@ def entropies(log_probs: GroupLogProbs) -> Tensor:
     """(B,) nats of the policy renormalised over the rollouts; 0 where there is none."""
     real_BG = log_probs.real_BG
     if not real_BG.shape[1]:
-        return torch.zeros_like(log_probs.target_nats_B)
-    whole_BG = log_probs.policy_BGL.detach().sum(-1).masked_fill(~real_BG, -1e30)
+        return torch.zeros_like(log_probs.diagnosed_nats_B)
+    whole_BG = log_probs.diagnosed_BG.masked_fill(~real_BG, -1e30)
     log_shares_BG = whole_BG.log_softmax(1)
     terms_BG = -log_shares_BG.exp() * log_shares_BG
     return torch.where(real_BG, terms_BG, torch.zeros_like(terms_BG)).sum(1)
