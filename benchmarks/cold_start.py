@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,14 +182,16 @@ def moved(examples: Examples, row_of_N: Ints) -> Examples:
     return Examples(examples.user_rows, histories, row_of_N[examples.targets])
 
 
-def measured(recommender: Recommender, parts: Split, share: float) -> dict[str, Values]:
-    """Values of every test question for every system, lists of ten."""
+def measured(
+    recommender: Recommender, parts: Split, share: float, systems: Sequence[str] | None = None
+) -> dict[str, Values]:
+    """Values of every test question for every system, or these, lists of ten."""
     recommender = replace(recommender, new_item_share=share)
     context = EvaluationContext.of(parts)
     suffix = f".new_items_{round(100 * share)}pct" if share else ""
     new_N = recommender.train_counts_N == 0
     found: dict[str, Values] = {}
-    for name in recommender.systems:
+    for name in recommender.systems if systems is None else systems:
         rankings = rank_all(
             parts.test,
             candidates=lambda b, k, seen, name=name: recommender.answer(
