@@ -34,15 +34,15 @@ causal = RUNS["causal"]
 COLD_RUNS = {
     "causal": replace(
         causal,
-        scorers=("lite",),
-        retrievers={"feedback": {}},
-        rows={BASELINE: "causal", "lite": "lite", "feedback": "feedback"},
-    ),
-    "mixture": replace(
-        causal,
         scorers=("dense",),
         retrievers={"mixture": {}},
-        rows={"dense_same_budget": "dense", "rag_mixture": "mixture"},
+        rows={BASELINE: "causal", "dense_same_budget": "dense", "rag_mixture": "mixture"},
+    ),
+    "lite": replace(
+        causal,
+        scorers=("lite",),
+        retrievers={"feedback": {}},
+        rows={"lite": "lite", "feedback": "feedback"},
     ),
     **{name: RUNS[name] for name in ("parallel", "liger", "cobra", "barge")},
 }
