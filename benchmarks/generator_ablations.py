@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from figures import as_figure, write
-from generator_rows import RUNS
+from generator_rows import CHANGES, RUNS
 from paired_rows import METRICS
 
 import sidrec
@@ -33,38 +33,6 @@ from sidrec.evaluation.report import figures_of, report_of
 from sidrec.evaluation.significance import paired
 from sidrec.recommender import Recommender
 from sidrec.types import Examples, Split
-
-ALMOST_0 = 1e-6
-"""tau and psi have to be above 0."""
-CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "liger": {
-        "no_new_items": {"united_with": "nothing"},
-        "no_beam": {"num_generated": 0, "united_with": "everything"},
-        "beam_100": {"num_generated": 100},
-    },
-    "cobra": {
-        "no_fusion": {"fusion": False},
-        "ids_alone": {"psi": ALMOST_0},
-        "vectors_alone": {"tau": ALMOST_0},
-        "no_ids": {"within_ids": False},
-    },
-    "rag_mixture": {
-        "n10": {"num_retrieved": 10, "weight": None},
-        "n30": {"num_retrieved": 30, "weight": None},
-        "n300": {"num_retrieved": 300, "weight": None},
-        "generator_alone": {"weight": 0.0},
-        "retriever_alone": {"weight": 1.0},
-        "as_mixture": {"rule": "mixture", "weight": None},
-    },
-    "barge": {
-        "channel_a": {"channels": "a"},
-        "channel_b": {"channels": "b"},
-        "max": {"merge": "max"},
-        "reciprocal_rank": {"merge": "reciprocal_rank"},
-        "absent_exact": {"absent": "exact"},
-    },
-}
-"""Row -> change -> settings of its retriever, or of its generator where it is one."""
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import kept_rows
 import numpy as np
 from cold_start import GROUPS, Values, all_figures, draw, grown, measured
 from figures import as_figure, write
-from generator_rows import BASELINE, ROWS, RUNS
+from generator_rows import BASELINE, OWN_BEAM, ROWS, RUNS
 
 from generators import settings_for
 from sidrec.data import load_named, split
@@ -47,8 +47,6 @@ COLD_RUNS = {
     **{name: RUNS[name] for name in ("parallel", "liger", "cobra", "barge")},
 }
 """Run -> what is fitted; that of the default generator in two parts."""
-OWN_BEAM = {"liger": "liger_beam", "cobra": "cobra_beam"}
-"""Row -> the same model asked as a plain generator."""
 
 
 def main() -> None:

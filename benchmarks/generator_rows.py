@@ -69,3 +69,38 @@ RUNS: dict[str, GeneratorRun] = {
 BASELINE = "causal_same_budget"
 ROWS = tuple(row for run in RUNS.values() for row in run.rows)
 """All rows in the order of the table."""
+
+OWN_BEAM = {"liger": "liger_beam", "cobra": "cobra_beam"}
+"""Row -> the same model asked as a plain generator."""
+
+ALMOST_0 = 1e-6
+"""tau and psi have to be above 0."""
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "liger": {
+        "no_new_items": {"united_with": "nothing"},
+        "no_beam": {"num_generated": 0, "united_with": "everything"},
+        "beam_100": {"num_generated": 100},
+    },
+    "cobra": {
+        "no_fusion": {"fusion": False},
+        "ids_alone": {"psi": ALMOST_0},
+        "vectors_alone": {"tau": ALMOST_0},
+        "no_ids": {"within_ids": False},
+    },
+    "rag_mixture": {
+        "n10": {"num_retrieved": 10, "weight": None},
+        "n30": {"num_retrieved": 30, "weight": None},
+        "n300": {"num_retrieved": 300, "weight": None},
+        "generator_alone": {"weight": 0.0},
+        "retriever_alone": {"weight": 1.0},
+        "as_mixture": {"rule": "mixture", "weight": None},
+    },
+    "barge": {
+        "channel_a": {"channels": "a"},
+        "channel_b": {"channels": "b"},
+        "max": {"merge": "max"},
+        "reciprocal_rank": {"merge": "reciprocal_rank"},
+        "absent_exact": {"absent": "exact"},
+    },
+}
+"""Row -> change -> settings of its retriever, or of its generator where it is one."""

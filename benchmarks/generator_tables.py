@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, number, signed, sources
-from generator_rows import BASELINE, ROWS
+from generator_rows import BASELINE, CHANGES, OWN_BEAM, ROWS
 
 S2GR_ROWS = {
     "s2gr": (
@@ -28,8 +28,9 @@ def generator_table(figures: Figures, dataset: str) -> str:
         pair = figures.get(f"{dataset}.{name}_minus_{BASELINE}.recall@10")
         others = [
             figures.get(f"{dataset}.{name}.{metric}")
-            for metric in ("tail.recall@10", "no_events.recall@10", "coverage@10")
-        ]
+            for metric in ("tail.recall@10", "no_events.recall@10", "cold.recall@10",
+                           "coverage@10")
+        ]  # fmt: skip
         costs = [
             figures.get(f"{dataset}.{name}.{cost}")
             for cost in ("parameters", "active_parameters", "train_seconds")
@@ -49,15 +50,70 @@ def generator_table(figures: Figures, dataset: str) -> str:
     if not rows:
         return MISSING + "\n"
     header = ["system", *(title for title, _ in COLUMNS[:4]), "R@10 − `causal`"]
-    header += ["R@10 tail", "no events", "coverage@10", "parameters", "active", "training s"]
+    header += [
+        "R@10 tail",
+        "no events",
+        "added later",
+        "coverage@10",
+        "parameters",
+        "active",
+        "training s",
+    ]
     header += ["p50 ms, beam 20", "beam 50", "users/s, beam 20"]
     return (
         markdown(header, rows)
         + "\nOne budget of processor seconds to train each model; in brackets 95 % intervals over "
         "users, paired for the difference. Parameters and seconds are those of all models that a "
         "system asks; active ones are what one position passes through where experts are routed. "
-        "`lite` and `dense` have no beam.\n" + sources(used)
+        "`lite` and `dense` have no beam. Added later: questions whose target left the data before "
+        "the training and came back after it, in a fit of its own.\n" + sources(used)
     )
+
+
+def cold_rows_table(figures: Figures, dataset: str) -> str:
+    """Systems of the small budget × questions for items added after training, and the others."""
+    rows, used = [], []
+    for name in ROWS:
+        found = [
+            figures.get(f"{dataset}.{name}.{figure}")
+            for figure in ("cold.recall@10", "cold.ndcg@10", "cold.new_share@10",
+                           "warm_beside_cold.recall@10", "all_with_cold.recall@10")
+        ]  # fmt: skip
+        if not any(found):
+            continue
+        pairs = [
+            figures.get(f"{dataset}.{name}_minus_{other}.cold.recall@10")
+            for other in (BASELINE, OWN_BEAM.get(name))
+        ]
+        used += [figure for figure in (*found, *pairs) if figure]
+        cells = [accuracy_cell(figure, None) for figure in found]
+        cells[3:3] = [signed(pair) if pair else "–" for pair in pairs]
+        rows.append([f"`{name}`", *cells])
+    if not rows:
+        return MISSING + "\n"
+    header = ["system", "R@10, target was added", "N@10", "places that new items take"]
+    header += ["R@10 − `causal`", "R@10 − its own beam", "R@10, other targets", "R@10, all"]
+    return markdown(header, rows) + "\n" + sources(used)
+
+
+def ablation_table(figures: Figures, dataset: str) -> str:
+    """Hybrids × what is changed in them, without training again."""
+    rows, used = [], []
+    for row, changes in CHANGES.items():
+        for change in ("whole", *changes):
+            start = f"{dataset}.{row}_{change}"
+            found = [figures.get(f"{start}.{metric}") for _, metric in COLUMNS[2:4]]
+            pairs = [figures.get(f"{start}_minus_whole.{metric}") for _, metric in COLUMNS[2:4]]
+            if not any(found):
+                continue
+            used += [figure for figure in (*found, *pairs) if figure]
+            cells = [accuracy_cell(figure, None) for figure in found]
+            cells += [signed(pair) if pair else "–" for pair in pairs]
+            rows.append([f"`{row}`", change.replace("_", " "), *cells])
+    if not rows:
+        return MISSING + "\n"
+    header = ["system", "change", "R@10", "N@10", "R@10 − `whole`", "N@10 − `whole`"]
+    return markdown(header, rows) + "\n" + sources(used)
 
 
 def s2gr_table(figures: Figures, dataset: str, backbone: str = "s2gr") -> str:

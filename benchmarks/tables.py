@@ -26,7 +26,14 @@ from align_tables import (
 )
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
 from figures import read_figures
-from generator_tables import best_table, generator_table, graph_table, s2gr_table
+from generator_tables import (
+    ablation_table,
+    best_table,
+    cold_rows_table,
+    generator_table,
+    graph_table,
+    s2gr_table,
+)
 from joint_tables import CHECKS, ids_table, rows_table, tasks_table
 from scaling_tables import scaling_table
 from search_tables import (
@@ -49,6 +56,7 @@ from tokenizer_tables import (
     quantiser_table,
     stability_table,
     tokenizer_table,
+    tuning_table,
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -275,6 +283,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
         figures, "amazon_beauty.epochs5", variants=True
     ),
     "tokenizers_beauty_pairs": lambda figures: pair_table(figures, "amazon_beauty.epochs5"),
+    "tokenizers_tuning": lambda figures: tuning_table(figures, "amazon_beauty"),
     "tokenizers_sports_pairs": lambda figures: pair_table(figures, "amazon_sports"),
     "cold": lambda figures: cold_table(figures, "amazon_beauty"),
     "stability": lambda figures: stability_table(figures, "amazon_beauty"),
@@ -333,6 +342,8 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "search_generative": lambda figures: generative_table(figures, "esci"),
     "search_ids": search_ids_table,
     "generators_sports": lambda figures: generator_table(figures, "amazon_sports"),
+    "generators_cold": lambda figures: cold_rows_table(figures, "amazon_beauty"),
+    "generators_parts": lambda figures: ablation_table(figures, "amazon_beauty"),
     "s2gr": lambda figures: s2gr_table(figures, "amazon_beauty"),
     "s2gr_tiger": lambda figures: s2gr_table(figures, "amazon_beauty", "s2gr_tiger"),
     "best": lambda figures: best_table(figures, "amazon_beauty"),

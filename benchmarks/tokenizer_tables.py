@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, signed, sources
-from tokenizer_rows import METHODS, VARIANTS
+from generator_rows import ROWS
+from tokenizer_rows import DEFAULT, METHODS, TRIALS, VARIANTS
 
 
 def tokenizer_names(figures: Figures, dataset: str, *, variants: bool) -> list[str]:
@@ -106,6 +107,8 @@ def cold_table(figures: Figures, dataset: str) -> str:
     rows, used = [], []
     for name in names:
         system, _, share = name.partition(".new_items_")
+        if system in ROWS or "_minus_" in system:  # of the small budget: a table of their own
+            continue
         found = [
             figures.get(f"{dataset}.{name}.{group}.{metric}")
             for group, _ in groups
@@ -184,6 +187,31 @@ def pair_table(figures: Figures, dataset: str) -> str:
     if not rows:
         return MISSING + "\n"
     header = ["R@10 of the IDs", "all", "head", "mid", "tail", "no events"]
+    return markdown(header, rows) + "\n" + sources(used)
+
+
+def tuning_table(figures: Figures, dataset: str) -> str:
+    """Settings of each tokenizer × what their IDs are worth on validation."""
+    rows, used = [], []
+    judges = ("counted", "generator")
+    for method, trials in TRIALS.items():
+        for trial, options in {DEFAULT: {}, **trials}.items():
+            start = {judge: f"{dataset}.tuning.{judge}.{method}.{trial}" for judge in judges}
+            found = [figures.get(f"{start[judge]}.ndcg@10") for judge in judges]
+            pairs = [figures.get(f"{start[judge]}_minus_{DEFAULT}.ndcg@10") for judge in judges]
+            if not any(found):
+                continue
+            used += [figure for figure in (*found, *pairs) if figure]
+            changed = ", ".join(f"{name} = {value}" for name, value in options.items())
+            cells = []
+            for figure, pair in zip(found, pairs, strict=True):
+                cells += [accuracy_cell(figure, None) if figure else "–"]
+                cells += [signed(pair) if pair else "–"]
+            rows.append([f"`{method}`", f"`{changed}`" if changed else "default", *cells])
+    if not rows:
+        return MISSING + "\n"
+    header = ["IDs of", "setting", "N@10, counted", "− default"]
+    header += ["N@10, generator", "− default"]
     return markdown(header, rows) + "\n" + sources(used)
 
 

@@ -23,6 +23,7 @@ import kept_rows
 import numpy as np
 from counted_generator import CountedGenerator
 from figures import as_figure, write
+from tokenizer_rows import DEFAULT, TRIALS
 
 from sidrec import config
 from sidrec.cli import output
@@ -34,26 +35,6 @@ from sidrec.pipeline import Stages
 from sidrec.recipe import TOKENIZER, HybridConfig, RunConfig, default_config
 from sidrec.types import Dataset, Examples, Split
 
-DEFAULT = "default"
-TRIALS: dict[str, dict[str, dict[str, Any]]] = {
-    "residual_kmeans": {"standardise": {"standardise": True}, "beam_5": {"beam": 5}},
-    "sarq": {"shorter": {"mean_length": 2.5}, "longer": {"mean_length": 3.5}},
-    "rqvae": {"beta_1": {"beta": 1.0}, "rate_third": {"learning_rate": 1e-3}},
-    "coba_rqvae": {
-        "no_graph": {"alpha": 1.0},
-        "no_uniformity": {"uniformity": 0.0},
-        "no_balance": {"delta_max": 0.0},
-        "weak_uniformity": {"uniformity": 0.1},
-    },
-    "letter": {"alpha_1": {"alpha": 1.0}, "diversity_1": {"diversity": 1.0}},
-    "fsq": {"levels_4444": {"levels": [4, 4, 4, 4]}, "levels_865": {"levels": [8, 6, 5]}},
-    "acrq": {"anchor_1": {"anchor": 1.0}, "drift_tenfold": {"drift": 0.2}},
-    "plum_rqvae": {
-        "contrast_fivefold": {"contrast": 0.5},
-        "narrow_view": {"collaborative_dim": 64},
-    },
-}
-"""Method -> trial -> what it changes. no_graph, no_uniformity and no_balance take CoBa apart."""
 METRICS = ["recall@10", "ndcg@10"]
 
 
