@@ -1,15 +1,21 @@
-"""Memory of models that are no longer served: given back at once, without the collector.
+"""Memory of models that are no longer served: given back at once, to the system too.
 
 The retrievers of a recommender hold it, and it remembers them: a circle that only the collector
 can free, after many requests or never, since `run` freezes what is there at the start. A look of
 the collector at everything stops every thread for up to half a second. So the circle is cut when a
 model is replaced, and the collector runs only where a model is still there a good while later.
+
+What is freed must also leave the process. glibc raises the size from which a block is a mapping of
+its own each time a larger one is freed, until tables of megabytes lie among small blocks and no
+hole fits the next model. So the size is fixed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
+import platform
 import threading
 import time
 import weakref
@@ -20,6 +26,17 @@ from sidrec.recommender import Recommender
 log = logging.getLogger("sidrec.serving")
 LONGEST_SECONDS = 70.0
 """After this no request is answered from a model that was replaced."""
+MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20
+"""glibc's name of the setting, and the bytes from which a block is a mapping of its own."""
+
+
+def map_large_blocks() -> bool:
+    """Have large blocks mapped one by one, so that they leave with their model; false elsewhere
+    than with glibc. For the whole process, so for servers only.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, MAPPED_BYTES))
 
 
 class Replaced:

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from sidrec.errors import ServiceError
 from sidrec.serving.app import create_app
 from sidrec.serving.awake import cores_awake
+from sidrec.serving.memory import map_large_blocks
 from sidrec.serving.refusing import Room
 from sidrec.serving.settings import ServeSettings
 from sidrec.serving.slow import impatient
@@ -35,6 +36,7 @@ def serve(settings: ServeSettings, started: Callable[[str], None]) -> None:
         # waits for the client's delayed acknowledgement: 40 ms.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sys.setswitchinterval(SWITCH_SECONDS)
+        map_large_blocks()
         app = create_app(settings)
         # What lives as long as the server is not looked at again: a full collection over it would
         # stop every thread for a quarter of a second. `memory` looks after models that go.
