@@ -4,18 +4,24 @@
 
 On an untrained default generator over the catalogue of Beauty (costs do not depend on weights).
 `align.packing.speedup`: forward and backward of 17 IDs a context one by one, over all in one pass;
-medians of interleaved rounds. `align.<objective>.contexts_per_second`: whole steps of 64 contexts.
-`align.memory.<what>`: bytes of parameters held, with optimiser, and what a reference adds.
+medians of interleaved rounds. `align.<objective>.{contexts,steps}_per_second`: whole steps of 64
+contexts. `align.memory.{without,with}_reference`: bytes of parameters held, with optimiser, and
+what a reference adds. `align.memory.peak.<objective>[_with_reference]`: what three steps take at
+their peak above what was held before the aligner was made, each in a process of its own; SimPO and
+RAD-DPO need no reference and are given one to compare. Intervals are least and greatest of rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,6 +42,11 @@ from sidrec.pipeline import Stages
 from sidrec.recipe import DataConfig, RunConfig
 
 CANDIDATES, CONTEXTS = 17, 64
+PEAKS = (
+    ("simpo", False), ("simpo", True), ("rad_dpo", False), ("rad_dpo", True), ("dpo", True),
+    ("grpo", True), ("a2po", True), ("adagrpo", False),
+)  # fmt: skip
+"""Objectives, and whether a reference is held."""
 OBJECTIVES = ("sft", "dpo", "s_dpo", "simpo", "rad_dpo", "grpo", "adagrpo", "a2po", "ppo")
 
 
@@ -66,21 +77,72 @@ def main() -> None:
             counts_N=torch.from_numpy(stages.split.train_counts_N), config=step,
             rollouts=RolloutConfig(), rewards=rewards,
         )  # fmt: skip
-        seconds = statistics.median(steps(aligner, batches, arguments.rounds))
-        figures[f"align.{name}.contexts_per_second"] = {
-            "value": round(CONTEXTS / seconds, 1), "unit": "contexts/s", "n": arguments.rounds,
-        }  # fmt: skip
+        seconds = sorted(steps(aligner, batches, arguments.rounds))
+        rates = [1 / statistics.median(seconds), 1 / seconds[-1], 1 / seconds[0]]
+        for unit, factor in (("contexts", CONTEXTS), ("steps", 1)):
+            value, low, high = (float(f"{factor * rate:.4g}") for rate in rates)
+            figures[f"align.{name}.{unit}_per_second"] = {
+                "value": value, "low": low, "high": high, "unit": f"{unit}/s",
+                "n": arguments.rounds,
+            }  # fmt: skip
         print(name, figures[f"align.{name}.contexts_per_second"]["value"], flush=True)
     held = sum(p.numel() * p.element_size() for p in model.parameters())
     figures |= {
         "align.memory.without_reference": {"value": round(4 * held / 2**20, 1), "unit": "MiB"},
         "align.memory.with_reference": {"value": round(5 * held / 2**20, 1), "unit": "MiB"},
     }
+    for name, reference in PEAKS:
+
+        def run(name: str = name, reference: bool = reference) -> None:
+            objective = methods.resolve("objectives", name)(config.method(OBJECTIVE, name).config)
+            aligner = Aligner(
+                copy.deepcopy(model), objective, index=index,
+                counts_N=torch.from_numpy(stages.split.train_counts_N),
+                config=StepConfig(track_kl=reference), rollouts=RolloutConfig(), rewards=rewards,
+            )  # fmt: skip
+            steps(aligner, batches, 3)
+
+        peaks = sorted(peak_mib(run) for _ in range(3))
+        key = f"align.memory.peak.{name}{'_with_reference' if reference else ''}"
+        figures[key] = {
+            "value": peaks[1], "low": peaks[0], "high": peaks[2], "unit": "MiB", "n": 3,
+        }  # fmt: skip
+        print(key, peaks, flush=True)
     path = write(
         "align_cost", figures, seeds=[0], command=" ".join(["python", *sys.argv]), folder="speed",
-        notes="memory: parameters, gradients and two moments, and the reference's parameters",
+        notes="memory without peak: parameters, gradients and two moments, and the reference's "
+        "parameters; peaks: resident memory",
     )  # fmt: skip
     print(f"wrote {path.name}")
+
+
+def peak_mib(run: Callable[[], None]) -> float:
+    """Resident MiB that `run` takes at its peak, in a forked process (Linux)."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+            before = memory_kib("VmRSS")
+            run()
+            os.write(writing, str(memory_kib("VmHWM") - before).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        said = answer.read()
+    if os.waitpid(child, 0)[1] or not said:
+        raise RuntimeError("the process whose memory is measured failed")
+    return round(int(said) / 1024, 1)
+
+
+def memory_kib(name: str) -> int:
+    """A figure of this process's memory, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
 def packing(model: torch.nn.Module, index: PrefixIndex, batches: ContextBatches, rounds: int):

@@ -108,6 +108,106 @@ def judge_table(figures: Figures) -> str:
     return markdown(header, rows) + "\n" + sources(used)
 
 
+TASTE_ROWS = {
+    "embedded judge, weights learned from shown lists": ("embedded", ""),
+    "… from drawn negatives": ("embedded", "weights_sampled."),
+    "… by importance levels": ("embedded", "weights_levels."),
+    "… the mean user's for all": ("embedded", "weights_mean."),
+    "… uniform": ("embedded", "weights_uniform."),
+    "its aspect profile alone": ("embedded", "profile."),
+    "its aspect future alone": ("embedded", "future."),
+    "its aspect novelty alone": ("embedded", "novelty."),
+    "`similarity` (for tests)": ("similarity", ""),
+    "a reward model of the same shown lists": ("preference_model", ""),
+    "popularity": ("truth", "popularity."),
+    "the true aspects, uniform weights": ("truth", "weights_uniform."),
+    "the true aspects, the mean user's weights": ("truth", "weights_mean."),
+}
+TASTE_METRICS = {
+    "pair AUC": "pair_auc",
+    "clear pairs": "clear.pair_auc",
+    "one category": "same_category.pair_auc",
+    "point accuracy": "point_accuracy",
+    "pair AUC of clicks": "clicks.pair_auc",
+}
+
+
+def tastes_table(figures: Figures) -> str:
+    """Ways to judge × how well they order items as the shop's users would."""
+    rows, used = [], []
+    for label, (backend, variant) in TASTE_ROWS.items():
+        prefix = f"judge.{backend}.shop_tastes."
+        names = [m for m in TASTE_METRICS.values() if not variant or m == "pair_auc"]
+        found = [
+            figures.get(f"{prefix}{variant}{metric}") if metric in names else None
+            for metric in TASTE_METRICS.values()
+        ]
+        if not any(found):
+            continue
+        used += [figure for figure in found if figure]
+        less = figures.get(f"{prefix}{variant.rstrip('.')}_minus_learned.pair_auc")
+        cells = [accuracy_cell(figure, None) if figure else "–" for figure in found]
+        rows.append([label, *cells, signed(less) if less else "–"])
+    if not rows:
+        return MISSING + "\n"
+    return markdown(["judge", *TASTE_METRICS, "pair AUC − learned"], rows) + "\n" + sources(used)
+
+
+def judge_users_table(figures: Figures) -> str:
+    """Two users in words, with the judge's scores of two items each."""
+    marks = [name for name in figures if name.startswith("judge.users.") and ".weight_" in name]
+    if not marks:
+        return MISSING + "\n"
+    data = marks[0].split(".")[2]
+    lines, rows, used = [], [], []
+    for number, name in enumerate(("least", "most"), start=1):
+        prefix = f"judge.users.{data}.{name}."
+        weight = next(figures[mark] for mark in marks if mark.startswith(prefix))
+        lines.append(f"- **User {number}** took: {weight['history']}. The judge {weight['words']}.")
+        for which in ("next", "other"):
+            one = figures[prefix + which]
+            aspects = [f"{value:.2f}" for value in one["aspects"].values()]
+            label = "came next" if which == "next" else "a random one as popular"
+            scores = [f"{one['value']:.3f}", f"{one['swapped']:.3f}"]
+            rows.append([f"{number}, {label}: {one['title']}", *aspects, *scores])
+            used.append(one)
+    header = ["user, item", *one["aspects"], "score", "by the other user's weights"]
+    return "\n".join(lines) + "\n\n" + markdown(header, rows) + "\n" + sources(used)
+
+
+RLHF_ROWS = ("start", "sft", "ppo", "ppo_no_kl")
+RLHF_METRICS = ("model_reward", "true_click", "true_reward", "recall@10", "kl")
+
+
+def rlhf_table(figures: Figures) -> str:
+    """Policies × what the reward model and the shop say of them, at the end of training."""
+    rows, used = [], []
+    for name in RLHF_ROWS:
+        found = [figures.get(f"shop_rlhf.{name}.final.{metric}") for metric in RLHF_METRICS]
+        if not any(found):
+            continue
+        used += [figure for figure in found if figure]
+        cells = [accuracy_cell(figure, None) for figure in found]
+        for metric in ("true_click", "true_reward", "recall@10"):
+            less = figures.get(f"shop_rlhf.{name}_minus_start.final.{metric}")
+            cells.append(signed(less) if less else "–")
+        rows.append([f"`{name}`", *cells])
+    if not rows:
+        return MISSING + "\n"
+    header = ["row", *RLHF_METRICS]
+    header += [f"{metric} − `start`" for metric in ("true_click", "true_reward", "recall@10")]
+    text = markdown(header, rows)
+    model = [figures.get(f"shop_rlhf.reward_model.{m}") for m in ("pair_accuracy", "true_pair_auc")]
+    if model[0] and model[1]:
+        used += [figure for figure in model if figure]
+        text += (
+            f"\nThe reward model orders {accuracy_cell(model[0], None)} of the pairs in lists "
+            "shown to users it has not seen as they clicked, and "
+            f"{accuracy_cell(model[1], None)} of random pairs by the true probability of a click.\n"
+        )
+    return text + "\n" + sources(used)
+
+
 def cells_table(figures: Figures) -> str:
     """The 2 x 2 analysis in the shop."""
     rows, used = [], []

@@ -23,6 +23,9 @@ from align_tables import (
     alignment_table,
     cells_table,
     judge_table,
+    judge_users_table,
+    rlhf_table,
+    tastes_table,
 )
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
 from figures import read_figures
@@ -325,7 +328,10 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "align_beauty_logged": lambda figures: alignment_table(
         figures, "beauty_logged", PREFERENCE_ROWS, ("recall@10", "mrr", "invalid_share"), "sft"
     ),
+    "align_rlhf": rlhf_table,
     "judge": judge_table,
+    "judge_tastes": tastes_table,
+    "judge_users": judge_users_table,
     "joint_model": lambda figures: tasks_table(figures, "joint"),
     "joint_checks": lambda figures: rows_table(figures, CHECKS),
     "joint_generator": lambda figures: tasks_table(figures, "joint.generator"),
