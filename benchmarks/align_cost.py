@@ -42,6 +42,7 @@ from sidrec.pipeline import Stages
 from sidrec.recipe import DataConfig, RunConfig
 
 CANDIDATES, CONTEXTS = 17, 64
+WHAT = ("cost", "memory")
 PEAKS = (
     ("simpo", False), ("simpo", True), ("rad_dpo", False), ("rad_dpo", True), ("dpo", True),
     ("grpo", True), ("a2po", True), ("adagrpo", False),
@@ -54,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="amazon_beauty")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
     arguments = parser.parse_args()
     settings = RunConfig(name="cost", data=DataConfig(name=arguments.data))
     stages = Stages(load_named(arguments.data), settings, None, lambda event: None)
@@ -68,39 +70,61 @@ def main() -> None:
     rewards = Mixture.build(
         context, {name: config.method(REWARD, name).config for name in ("prefix", "rank_aware")}
     )
-    figures = {"align.packing.speedup": packing(model, index, batches, arguments.rounds)}
-    for name in OBJECTIVES:
+
+    def aligner_of(name: str, step: StepConfig) -> Aligner:
         objective = methods.resolve("objectives", name)(config.method(OBJECTIVE, name).config)
-        step = StepConfig(track_kl=False)
-        aligner = Aligner(
+        return Aligner(
             copy.deepcopy(model), objective, index=index,
             counts_N=torch.from_numpy(stages.split.train_counts_N), config=step,
             rollouts=RolloutConfig(), rewards=rewards,
         )  # fmt: skip
-        seconds = sorted(steps(aligner, batches, arguments.rounds))
+
+    for what in arguments.what:
+        if what == "cost":
+            figures = costs(aligner_of, batches, arguments.rounds)
+            figures["align.packing.speedup"] = packing(model, index, batches, arguments.rounds)
+        else:
+            figures = memory(aligner_of, batches)
+        path = write(
+            f"align_{what}", figures, seeds=[0], command=" ".join(["python", *sys.argv]),
+            folder="speed",
+            notes="peaks are of resident memory; memory without peak: parameters, gradients and "
+            "two moments, and the reference's parameters",
+        )  # fmt: skip
+        print(f"wrote {path.name}")
+
+
+def costs(
+    aligner_of: Callable[[str, StepConfig], Aligner], batches: ContextBatches, rounds: int
+) -> dict[str, dict[str, object]]:
+    """Steps a second of each objective."""
+    figures: dict[str, dict[str, object]] = {}
+    for name in OBJECTIVES:
+        seconds = sorted(steps(aligner_of(name, StepConfig(track_kl=False)), batches, rounds))
         rates = [1 / statistics.median(seconds), 1 / seconds[-1], 1 / seconds[0]]
         for unit, factor in (("contexts", CONTEXTS), ("steps", 1)):
             value, low, high = (float(f"{factor * rate:.4g}") for rate in rates)
             figures[f"align.{name}.{unit}_per_second"] = {
-                "value": value, "low": low, "high": high, "unit": f"{unit}/s",
-                "n": arguments.rounds,
+                "value": value, "low": low, "high": high, "unit": f"{unit}/s", "n": rounds,
             }  # fmt: skip
         print(name, figures[f"align.{name}.contexts_per_second"]["value"], flush=True)
-    held = sum(p.numel() * p.element_size() for p in model.parameters())
-    figures |= {
-        "align.memory.without_reference": {"value": round(4 * held / 2**20, 1), "unit": "MiB"},
-        "align.memory.with_reference": {"value": round(5 * held / 2**20, 1), "unit": "MiB"},
+    return figures
+
+
+def memory(
+    aligner_of: Callable[[str, StepConfig], Aligner], batches: ContextBatches
+) -> dict[str, dict[str, object]]:
+    """What is held, and what three steps take, with and without a reference."""
+    policy = aligner_of("simpo", StepConfig(track_kl=False)).policy
+    held = sum(p.numel() * p.element_size() for p in policy.parameters())
+    figures: dict[str, dict[str, object]] = {
+        f"align.memory.{name}_reference": {"value": round(n * held / 2**20, 1), "unit": "MiB"}
+        for name, n in (("without", 4), ("with", 5))
     }
     for name, reference in PEAKS:
 
         def run(name: str = name, reference: bool = reference) -> None:
-            objective = methods.resolve("objectives", name)(config.method(OBJECTIVE, name).config)
-            aligner = Aligner(
-                copy.deepcopy(model), objective, index=index,
-                counts_N=torch.from_numpy(stages.split.train_counts_N),
-                config=StepConfig(track_kl=reference), rollouts=RolloutConfig(), rewards=rewards,
-            )  # fmt: skip
-            steps(aligner, batches, 3)
+            steps(aligner_of(name, StepConfig(track_kl=reference)), batches, 3)
 
         peaks = sorted(peak_mib(run) for _ in range(3))
         key = f"align.memory.peak.{name}{'_with_reference' if reference else ''}"
@@ -108,12 +132,7 @@ def main() -> None:
             "value": peaks[1], "low": peaks[0], "high": peaks[2], "unit": "MiB", "n": 3,
         }  # fmt: skip
         print(key, peaks, flush=True)
-    path = write(
-        "align_cost", figures, seeds=[0], command=" ".join(["python", *sys.argv]), folder="speed",
-        notes="memory without peak: parameters, gradients and two moments, and the reference's "
-        "parameters; peaks: resident memory",
-    )  # fmt: skip
-    print(f"wrote {path.name}")
+    return figures
 
 
 def peak_mib(run: Callable[[], None]) -> float:
