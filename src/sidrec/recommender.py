@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import polars as pl
@@ -53,10 +53,14 @@ from sidrec.types import (
     as_ids,
 )
 
+if TYPE_CHECKING:
+    from sidrec.compiled.search import CompiledSearch
+
 BLOCK_REQUESTS = 512
 """Requests answered at once."""
 MERGED_ITEMS = 100_000
-"""Up to here an index with new items is merged at once, for so many in 0.07 s; search is faster."""
+"""Up to here an index with new items is merged at once, for so many in 0.07 s; search is faster. A
+compiled search needs it merged always."""
 POPULAR = "popularity"
 CPU = torch.device("cpu")
 
@@ -98,6 +102,8 @@ class Recommender:
     """Data hash, split rule, and the measured metrics of each system."""
     device: torch.device = CPU
     index_override: PrefixIndex | None = None
+    compiled: bool = False
+    """Whether the generator is searched by one compiled call; see `with_compiled`."""
 
     # ---------------------------------------------------------------- asking
 
@@ -129,6 +135,20 @@ class Recommender:
     def weights_N(self) -> torch.Tensor | None:
         """What divides the probability of a shared ID; None where every item has its own."""
         return popularity_weights(self.index, self.train_counts_N, self.generator.value)
+
+    @cached_property
+    def compiled_search(self) -> CompiledSearch | None:
+        """The generator's compiled search; None where it is not asked for."""
+        if not self.compiled:
+            return None
+        if not self.renormalise or self.length_penalty:
+            raise ConfigError(
+                "compiled search: it renormalises and knows no length penalty; leave compiled out, "
+                "or set [decoding] renormalise = true and length_penalty = 0"
+            )
+        from sidrec.compiled.search import CompiledSearch
+
+        return CompiledSearch(self.generator.value, self.index, self.weights_N)
 
     def recommend(
         self,
@@ -306,9 +326,12 @@ class Recommender:
         rules = None
         if keep_N is not None or exclude is not None:
             rules = Rules(keep_N=keep_N, exclude=exclude)
+        batch = batch.last(self.generator.value.max_length)
+        if self.compiled_search is not None and trace is None and not length_penalty:
+            return self.compiled_search.search(batch, k=k, beam_width=self.beam_width, rules=rules)
         return search(
             self.generator.value,
-            batch.last(self.generator.value.max_length),
+            batch,
             self.index,
             k=k,
             beam_width=self.beam_width,
@@ -382,6 +405,18 @@ class Recommender:
 
     # ---------------------------------------------------------------- changing
 
+    def with_compiled(self) -> Self:
+        """A recommender whose generator is searched by one call of ONNX Runtime, checked against
+        PyTorch on a few histories; the same items, sooner on a CPU. Needs the extra compiled.
+
+        ConfigError says what keeps a bundle from it: a generator that is not `causal`, experts, a
+        GPU, a length penalty. A trace of the search stays with PyTorch. `add_items` goes on with it.
+        """
+        made = replace(self, compiled=True)
+        assert made.compiled_search is not None
+        made.compiled_search.check()
+        return made
+
     def add_items(self, table: pl.DataFrame | Items) -> Self:
         """A new recommender that also knows these items, without retraining; this one stays.
 
@@ -418,6 +453,7 @@ class Recommender:
         new_rows = np.arange(len(self.items), len(items))
         counts = np.concatenate([self.train_counts_N, np.zeros(len(new), dtype=np.int64)])
         index = self.index.insert(new_rows, ids.codes)
+        merged = self.compiled or index.num_items <= MERGED_ITEMS
         return replace(
             self,
             items=items,
@@ -429,7 +465,7 @@ class Recommender:
             search_part=self.search_part and self.search_part.with_items(items, all_ids),
             ids_parent=self.ids_version,
             content_hash=None,
-            index_override=index.merged() if index.num_items <= MERGED_ITEMS else index,
+            index_override=index.merged() if merged else index,
         )
 
     def with_ids(self, ids: SemanticIds, tokenizer: Fitted) -> Self:
@@ -560,9 +596,13 @@ SCHEMA: dict[str, Any] = {
 """Columns of what `recommend` returns."""
 
 
-def load(path: str | Path, *, device: str = "auto") -> Recommender:
-    """The recommender that `save` wrote, every byte checked against the manifest's hashes."""
-    return Recommender(**bundle.parts(path, choose_device(device)))
+def load(path: str | Path, *, device: str = "auto", compiled: bool = False) -> Recommender:
+    """The recommender that `save` wrote, every byte checked against the manifest's hashes.
+
+    `compiled`: see `Recommender.with_compiled`.
+    """
+    recommender = Recommender(**bundle.parts(path, choose_device(device)))
+    return recommender.with_compiled() if compiled else recommender
 
 
 def popularity_weights(

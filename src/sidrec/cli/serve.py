@@ -48,6 +48,10 @@ def command(
         bool,
         typer.Option("--keep-awake", help="Linux: cores do not halt between requests; faster."),
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compiled", help="Search by ONNX Runtime: same items, sooner on a CPU."),
+    ] = False,
     device: options.Device = None,
 ) -> None:
     """Serve a bundle over HTTP: recommendations, events, items, hot swap. Needs the extra serve."""
@@ -70,6 +74,7 @@ def command(
         max_queue=max_queue,
         retention_days=retention_days,
         keep_awake=keep_awake,
+        compiled=compiled,
     )
     serve(settings, started=lambda url: output.note(f"serving {settings.bundle} at {url}"))
 

@@ -194,6 +194,7 @@ def active_model(snapshot: Snapshot) -> dict[str, Any]:
         "generator": recommender.generator.name,
         "has_beam": not searches,
         "has_search": can_search(recommender),
+        "compiled": recommender.compiled,
         "fields": [
             {"name": name, "kind": kind_of(dtype)}
             for name, dtype in recommender.items.attributes.schema.items()

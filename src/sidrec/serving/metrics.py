@@ -46,12 +46,18 @@ class Metrics:
             "sidrec_catalogue_version", "Changes of the catalogue.", registry=registry
         )
 
+        self.compiled = Gauge(
+            "sidrec_compiled", "1 where the generator is searched by a compiled call.",
+            registry=registry,
+        )  # fmt: skip
+
     def watch(self, queue: Callable[[], float], items: Callable[[], float],
-              catalogue: Callable[[], float]) -> None:  # fmt: skip
+              catalogue: Callable[[], float], compiled: Callable[[], float]) -> None:  # fmt: skip
         """Read these where they are when they are asked for."""
         self.queue.set_function(queue)
         self.items.set_function(items)
         self.catalogue.set_function(catalogue)
+        self.compiled.set_function(compiled)
 
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""

@@ -70,7 +70,9 @@ class Models:
         self.replaced = Replaced()
         self._started_with = artifact.file_hash(manifest_of(settings.bundle))
         path = self._last_activated() or settings.bundle
-        self._base = load(path, device=settings.device)
+        first = path == settings.bundle
+        self._base = load(path, device=settings.device, compiled=settings.compiled and first)
+        self._base = self._base if first else self._compiled(self._base, path.name)
         warm_up(self._base)
         self.current: Snapshot = self.with_stored_items(self._base, path.name, 0)
 
@@ -234,9 +236,21 @@ class Models:
 
         Problem `broken_model`, or of `require_fit`: the old one stays.
         """
-        recommender = self.loaded(name)
+        recommender = self._compiled(self.loaded(name), name)
         with self._changing:
             return self._publish(recommender, name, (self.current.name, self._base))
+
+    def _compiled(self, recommender: Recommender, name: str) -> Recommender:
+        """The same, searched by a compiled call where the settings ask for it and it has one."""
+        if not self.settings.compiled:
+            return recommender
+        try:
+            made = recommender.with_compiled()
+            warm_up(made)
+        except SidrecError as error:
+            log.warning("models: %s is not compiled, PyTorch answers: %s", name, error)
+            return recommender
+        return made
 
     def roll_back(self) -> Snapshot:
         """Serve the bundle that was served before this one."""

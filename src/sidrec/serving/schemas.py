@@ -499,6 +499,8 @@ class ActiveModel(Out):
     has_beam: bool
     """Whether the generator is searched by a beam, so that it can be traced."""
     has_search: bool
+    compiled: bool
+    """Whether the generator is searched by a compiled call (`sidrec serve --compiled`)."""
     fields: list[dict[str, str]]
     """Name and kind of each attribute of the items."""
 

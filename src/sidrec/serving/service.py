@@ -52,6 +52,7 @@ class Service:
             queue=lambda: self.engine.depth,
             items=lambda: int(self.models.current.available_N.sum()),
             catalogue=lambda: self.models.current.catalogue_version,
+            compiled=lambda: self.models.current.recommender.compiled,
         )
         self.engine.on_batch = self._count_batch
         self.store.on_commit = lambda seconds, _: self.metrics.commit.observe(seconds)

@@ -33,6 +33,9 @@ class ServeSettings:
     device: str = "auto"
     scenarios: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named defaults of a recommend request."""
+    compiled: bool = False
+    """Search by one compiled call; see `Recommender.with_compiled`. What is served first must have
+    it; a bundle that is activated without it is answered by PyTorch, and `/v1/models` says so."""
     keep_awake: bool = False
     """Keep the machine's cores from halting between requests; see `awake`."""
 

@@ -255,6 +255,7 @@ class Snapshot:
             available = np.array([entry["available"] for entry in fresh], dtype=bool)
             available_N = np.concatenate([available_N, available])
             deleted_N = np.concatenate([deleted_N, np.zeros(len(fresh), dtype=bool)])
+        _ = recommender.compiled_search  # made now, so that no request waits for it
         return replace(
             self,
             recommender=recommender,
