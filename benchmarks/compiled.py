@@ -1,19 +1,19 @@
-"""The compiled search against PyTorch's, on a bundle of Beauty: the same items, and how much sooner.
+"""The compiled search against PyTorch's, on a bundle: the same items, and how much sooner.
 
     python benchmarks/compiled.py runs/beauty/bundle [--users 4096] [--single 500] [--turns 5]
 
 Both answer from catalogue rows of test histories to `Candidates`, top 10, the history excluded. For
 times a batch is answered by both before the next one comes, each first every other time; the ratio
-`compiled.times_faster.beam<W>.batch<B>` is the median over turns of p50 by p50, low and high are the
-least and the greatest of the turns. Lists are compared for `--users` users in batches of 32, once
-under a filter that leaves half of the items:
+`compiled.times_faster.beam<W>.batch<B>` is the median over turns of p50 by p50, low and high are
+the least and the greatest of the turns. Lists are compared for `--users` users in batches of 32,
+with and without a filter that leaves half of the items:
 
     compiled.lists.<rule>.beam<W>.{same,reordered,other}
     compiled.lists.<rule>.beam<W>.{score_difference,tie_gap}
 
 `reordered` lists hold the same items in another order, `other` lists other items; `tie_gap` is the
-largest difference between PyTorch's scores of two items that stand in each other's place, 0 where no
-list differs. `compiled.start` is what opening the compiled search adds to a start.
+largest difference between PyTorch's scores of two items that stand in each other's place, 0 where
+no list differs. `compiled.start` is what opening the compiled search adds to a start.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def test_histories(recommender: Recommender, dataset: str) -> list[Ints]:
 
 
 def compared(eager: Ask, compiled: Ask, histories: list[Ints]) -> dict[str, dict[str, Any]]:
-    """Shares of lists that are the same, reordered, other, and how far scores and ties lie apart."""
+    """Shares of lists that are the same, reordered, other; how far scores and ties lie apart."""
     same = reordered = other = 0
     difference = gap = 0.0
     for start in range(0, len(histories), COMPARED_BATCH):
@@ -169,7 +169,8 @@ def main() -> None:
         for name, figure in sorted(figures.items()):
             print(name, figure)
         return
-    command = f"python benchmarks/compiled.py bundle --users {options.users} --single {options.single} --turns {options.turns}"
+    command = f"python benchmarks/compiled.py bundle --users {options.users}"
+    command += f" --single {options.single} --turns {options.turns}"
     print(write("compiled", figures, seeds=[0], command=command, folder="speed", notes=notes))
 
 

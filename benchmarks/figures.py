@@ -29,7 +29,9 @@ FOLDERS = ("quality", "speed")
 REQUIRED = ("what", "command", "commit", "date", "seeds", "hardware", "versions", "figures")
 REQUIRED_HARDWARE = ("cpu", "cores", "gpu", "load_1m", "gemm_gflops")
 REQUIRED_FIGURE = ("value", "unit")
-PACKAGES = ("sidrec", "torch", "numpy", "faiss-cpu", "polars", "transformers", "cornac")
+PACKAGES = (
+    "sidrec", "torch", "numpy", "faiss-cpu", "polars", "transformers", "cornac", "onnxruntime",
+)  # fmt: skip
 STRATUM = re.compile(r"([^.]+\.(?![^.]*_ids\.)[^.]+\.)cold\.")
 PATH = re.compile(r"(?<![\w.:/])~?/(?:[\w.+-]+/)*([\w.+-]*)")
 

@@ -50,12 +50,14 @@ class Bench:
     def server(self, name: str, *words: str) -> Server:
         """A fresh server with an empty store."""
         awake = ["--keep-awake"] if self.options.keep_awake else []
-        return Server(self.bundle, self.folder / f"{name}.sqlite", *awake, *words)
+        compiled = ["--compiled"] if self.options.compiled else []
+        return Server(self.bundle, self.folder / f"{name}.sqlite", *awake, *compiled, *words)
 
     @property
     def prefix(self) -> str:
-        """What follows the part in a figure's name: whether cores are kept awake."""
-        return "awake." if self.options.keep_awake else ""
+        """What follows the part in a figure's name: cores kept awake, a compiled search."""
+        awake = "awake." if self.options.keep_awake else ""
+        return f"{awake}compiled." if self.options.compiled else awake
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> Bench:
@@ -441,6 +443,7 @@ def main() -> None:
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--mutations", type=int, default=1000)
     parser.add_argument("--keep-awake", action="store_true", help="serve with it")
+    parser.add_argument("--compiled", action="store_true", help="serve with it")
     parser.add_argument("--dry-run", action="store_true", help="print figures, write no file")
     options = parser.parse_args()
     found: Figures = {}

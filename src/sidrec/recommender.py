@@ -410,7 +410,7 @@ class Recommender:
         PyTorch on a few histories; the same items, sooner on a CPU. Needs the extra compiled.
 
         ConfigError says what keeps a bundle from it: a generator that is not `causal`, experts, a
-        GPU, a length penalty. A trace of the search stays with PyTorch. `add_items` goes on with it.
+        GPU, a length penalty. A trace of the search stays with PyTorch. `add_items` keeps it.
         """
         made = replace(self, compiled=True)
         assert made.compiled_search is not None

@@ -209,8 +209,8 @@ def first_places(g: Graph, rows_BT: Value) -> Value:
     places_T = g.op("Range", 0, g.op("Squeeze", g.op("Shape", rows_BT, start=1)), 1)
     earlier_TT = g.op("Unsqueeze", places_T, [0]) < g.op("Unsqueeze", places_T, [1])
     same_BTT = g.op("Unsqueeze", rows_BT, [2]).equals(g.op("Unsqueeze", rows_BT, [1]))
-    again_BT = g.op("ReduceMax", cast(g, same_BTT & earlier_TT, np.int32), [2], keepdims=0)
-    return g.op("Where", again_BT > np.int32(0), -1, rows_BT)
+    again_BT = g.op("ReduceMax", cast(g, same_BTT & earlier_TT, np.float32), [2], keepdims=0)
+    return g.op("Where", again_BT > 0.5, -1, rows_BT)
 
 
 # ------------------------------------------------------------------ one level
@@ -246,7 +246,7 @@ def below_beams(
     ends_BW = g.op("CumSum", counts_BW, 1)
     starts_BW = ends_BW - counts_BW
     total_B1 = g.op("Gather", ends_BW, [-1], axis=1)
-    longest = g.op("ReduceMax", total_B1, keepdims=0)
+    longest = g.op("Max", g.op("ReduceMax", total_B1, keepdims=0), 1)
     num_places = longest + 1
     places_P = g.op("Range", 0, num_places, 1)
     batch = g.op("Shape", state_BD, end=1)
