@@ -28,6 +28,7 @@ from align_tables import (
     tastes_table,
 )
 from cells import COLUMNS, MISSING, Figures, accuracy_cell, markdown, quantity, sources
+from compiled_tables import compiled_table
 from figures import read_figures
 from generator_tables import (
     ablation_table,
@@ -193,12 +194,13 @@ def accuracy_table(figures: Figures, dataset: str) -> str:
 
 
 def speed_table(figures: Figures) -> str:
-    """Every figure of benchmarks/speed that is not a ratio to other software.
+    """Every figure of benchmarks/speed that is not a ratio to other software, or of the compiled
+    search, which has a table of its own.
 
     `versus.self.` are ratios between systems of sidrec: those belong here.
     """
     wanted = {t.figure for t in TARGETS} | {n for n, f in figures.items() if "/speed/" in f["file"]}
-    other = re.compile(r"versus\.(?!self\.)|amazon_|movielens_")
+    other = re.compile(r"versus\.(?!self\.)|amazon_|movielens_|compiled\.")
     names = sorted(n for n in wanted if not other.match(n))
     rows, used = by_machine(names, lambda name: [f"`{name}`"])
     return markdown(["figure", "CPU", "GPU"], rows) + "\n" + sources(used)
@@ -361,6 +363,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "scaling_chain": lambda figures: scaling_table(figures, "chain"),
     "speed": speed_table,
     "versus": versus_table,
+    "compiled": compiled_table,
     "targets": targets_table,
 }
 
