@@ -55,9 +55,13 @@ class Bench:
 
     @property
     def prefix(self) -> str:
-        """What follows the part in a figure's name: cores kept awake, a compiled search."""
-        awake = "awake." if self.options.keep_awake else ""
-        return f"{awake}compiled." if self.options.compiled else awake
+        """What follows the part in a figure's name: one core for all, kept awake, compiled."""
+        kinds = {
+            "one_core.": len(os.sched_getaffinity(0)) == 1,
+            "awake.": self.options.keep_awake,
+            "compiled.": self.options.compiled,
+        }
+        return "".join(word for word, is_so in kinds.items() if is_so)
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> Bench:
