@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sidrec
-from sidrec import artifact, config, methods
+from sidrec import aligning, artifact, config, methods
 from sidrec.align_config import (
     OBJECTIVE,
     REWARD,
@@ -224,13 +224,16 @@ def test_other_data_than_the_bundles_are_refused(tiny):
         run_alignment(tiny.run.recommender, settings_of("grpo"), data=other)
 
 
-def test_a_reference_of_other_ids_is_refused(tiny):
+def test_a_reference_of_other_ids_is_refused(tiny, monkeypatch):
     ids = tiny.run.recommender.ids
     swapped = replace(ids, codes=np.roll(ids.codes, 1, axis=0))
     other = replace(tiny.run.recommender, ids=swapped)
     with pytest.raises(ConfigError, match="same semantic IDs"):
         require_same_ids(tiny.run.recommender, other)
     require_same_ids(tiny.run.recommender, tiny.run.recommender)
+    monkeypatch.setattr(aligning, "load", lambda path, device: other)
+    with pytest.raises(ConfigError, match="same semantic IDs"):
+        run_alignment(tiny.run.recommender, replace(settings_of("dpo"), reference="other"))
 
 
 def test_another_bundle_may_be_the_reference(tiny, tmp_path):

@@ -123,13 +123,14 @@ def test_positives_of_one_id_count_once(tiny):
 
 
 def test_gates_see_the_policy_without_its_dropout(tiny):
-    aligner = aligner_of(tiny, "adagrpo", reward=Counted(), step=StepConfig(track_kl=False))
+    aligner = aligner_of(tiny, "adagrpo", reward=Counted(), step=StepConfig(track_kl=True))
     batch = contexts([[1, 2, 3], [5, 6, 7]], [[4], [8]], [[-1], [-1]])
     seen = []
     aligner.objective.register_forward_hook(lambda module, given, _: seen.append(given[0]))
     aligner.train()
     for _ in range(2):
-        aligner.loss(batch)
+        _, parts = aligner.loss(batch)
+        assert abs(parts["kl"]) < 1e-6  # nothing has moved
     noisy, other = seen
     assert not torch.equal(noisy.target_BL, other.target_BL)  # the loss keeps its dropout
     assert torch.equal(noisy.still_target_B, other.still_target_B)

@@ -310,3 +310,34 @@ def test_a_publishable_key_reads_nothing_of_a_stored_history(serving, bundles, k
                 refused = ask("publishable", status=403, k=2, **who, **why)
                 assert refused["code"] == "forbidden" and "secret" in refused["detail"]
                 assert ask("secret", k=2, **who, **why)["items"][0]["explanation"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "rebound.example"},
+        {"Host": "rebound.example:8000"},
+        {"Host": "127.0.0.1.rebound.example"},
+        {"Host": "127.0.0.1:8000", "Origin": "https://shop.example"},
+        {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:9000"},
+        {"Host": "127.0.0.1:8000", "Origin": "null"},
+    ],
+)
+def test_pages_of_other_sites_get_nothing_from_a_server_without_keys(shared, headers):
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/events"), ("DELETE", "/v1/users/u")):
+        answer = shared.request(method, path, headers=headers)
+        assert answer.status_code == 403, (method, path)
+        assert "--keys" in answer.json()["hint"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "[::1]:8000", "shop.localhost"])
+def test_a_server_without_keys_answers_its_own_page(shared, host):
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    assert shared.get("/v1/models", headers=headers).status_code == 200
+    assert shared.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+def test_keys_let_any_name_in(serving, keys_file, keys_of):
+    with serving(keys_file=keys_file) as client:
+        headers = {"Host": "recommend.example", "X-Api-Key": keys_of["admin"]}
+        assert client.get("/v1/models", headers=headers).status_code == 200

@@ -59,11 +59,13 @@ class StepConfig:
     sync_steps: int = 1
     """Steps between snapshots of the policy that rollouts come from; 1: the policy itself."""
     dropout: bool = True
-    """Keep the policy's dropout in the loss (never in rollouts, reference or gates)."""
+    """Keep the policy's dropout in the loss (never in rollouts, reference or gates). With it, a
+    contrast with a reference is not 0 at the start."""
     own_loss_weight: float = 0.0
     """Weight of the generator's own training loss on the same histories."""
     track_kl: bool = True
-    """Log how far the policy is from where it started, at the cost of a reference."""
+    """Log how far the policy is from where it started, at the cost of a reference. With dropout its
+    noise counts as distance, except for adagrpo, which looks at the policy without it anyway."""
 
     def __post_init__(self) -> None:
         if self.num_negatives < 0:
@@ -292,14 +294,15 @@ class Aligner(nn.Module):
         codes_BKL = torch.cat([rollouts.codes_BGL, rollouts.target_codes_BL[:, None]], dim=1)
         packed = self.packed(self.policy, batch, codes_BKL)
         policy_BGL = packed.token_BKL[:, :size]
-        still_BK = None
+        still_BKL = None
         if self.policy.training and getattr(self.objective, "needs_still", False):
-            still_BK = self.still(batch, codes_BKL)
+            still_BKL = self.still(batch, codes_BKL)
         reference_BGL, values_BGL, sampled_values_BGL = None, None, None
         if self.reference is not None:
             with torch.no_grad():
                 reference_BGL = self.packed(self.reference, batch, rollouts.codes_BGL).token_BKL
-            moved = reference_BGL - policy_BGL.detach()
+            now_BGL = policy_BGL.detach() if still_BKL is None else still_BKL[:, :size]
+            moved = reference_BGL - now_BGL
             kl_BGL = torch.expm1(moved) - moved  # k3, see GRPO
             parts["kl"] = kl_BGL.sum() / rollouts.real_BG.sum().clamp_min(1)
         if self.value_head is not None:
@@ -325,8 +328,8 @@ class Aligner(nn.Module):
             reference_BGL=reference_BGL if self.objective.needs_reference else None,
             values_BGL=values_BGL,
             sampled_values_BGL=sampled_values_BGL,
-            still_BG=None if still_BK is None else still_BK[:, :size],
-            still_target_B=None if still_BK is None else still_BK[:, size],
+            still_BG=None if still_BKL is None else still_BKL[:, :size].sum(-1),
+            still_target_B=None if still_BKL is None else still_BKL[:, size].sum(-1),
         )
         num_real = rollouts.real_BG.sum().clamp_min(1)
         parts["hit_share"] = rollouts.hits_BG.any(-1).float().mean()
@@ -335,10 +338,10 @@ class Aligner(nn.Module):
 
     @torch.no_grad()
     def still(self, batch: HistoryBatch, codes_BKL: Tensor) -> Tensor:
-        """(B, K) whole-ID log-probabilities under the policy without its dropout."""
+        """(B, K, L) log-probabilities of codes under the policy without its dropout."""
         self.policy.eval()
         try:
-            return self.packed(self.policy, batch, codes_BKL).token_BKL.sum(-1)
+            return self.packed(self.policy, batch, codes_BKL).token_BKL
         finally:
             self.policy.train()
 

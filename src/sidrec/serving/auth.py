@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
 import tomllib
 from dataclasses import dataclass
@@ -92,6 +93,31 @@ def offered_key(headers: list[tuple[bytes, bytes]]) -> str | None:
         if name == b"x-api-key":
             return value.strip().decode("latin-1")
     return None
+
+
+def foreign(headers: list[tuple[bytes, bytes]]) -> str | None:
+    """What shows that a web page of another site sent this: a server without keys must refuse it.
+
+    Any page may have a browser ask 127.0.0.1, and read the answer too once its own name leads
+    there (DNS rebinding). Such a name has a dot and is no address; an `Origin` names the page.
+    """
+    named = dict(headers)
+    host = named.get(b"host", b"").decode("latin-1").lower()
+    name = "" if host.startswith("[") else host.partition(":")[0]  # in brackets: an address
+    if "." in name and not name.endswith(".localhost") and not _address(name):
+        return f"Host {name}"
+    origin = named.get(b"origin", b"").decode("latin-1").lower()
+    if origin and origin.partition("://")[2] != host:
+        return f"Origin {origin}"
+    return None
+
+
+def _address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def new_key() -> tuple[str, str]:

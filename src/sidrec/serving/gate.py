@@ -15,7 +15,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sidrec.serving.auth import may, needed_role, offered_key, role_of
+from sidrec.serving.auth import foreign, may, needed_role, offered_key, role_of
 from sidrec.serving.problems import Problem, problem_response
 from sidrec.serving.service import Service
 
@@ -70,7 +70,8 @@ class Gate:
             metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
     def _admit(self, scope: Scope) -> None:
-        """Problem where the key does not suffice or the body says it is too long.
+        """Problem where the key does not suffice, a server without keys is asked from elsewhere, or
+        the body says it is too long.
 
         Leaves the role for the routes: that of the admin where no keys are configured.
         """
@@ -85,6 +86,12 @@ class Gate:
                 if not may(role, needed):
                     raise Problem("forbidden", f"a key with role {needed!r} is needed")
                 scope["state"]["role"] = role
+        elif found := foreign(scope["headers"]):
+            raise Problem(
+                "forbidden",
+                f"without keys only this machine's own pages are answered, got {found[:100]}",
+                hint="use http://localhost, or serve with --keys",
+            )
         for name, value in scope["headers"]:
             if name == b"content-length" and _too_long(value, self.service.settings.max_body_bytes):
                 raise _body_too_large(self.service.settings.max_body_bytes)
