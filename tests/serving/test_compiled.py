@@ -1,11 +1,17 @@
 """`sidrec serve --compiled`: the same answers, said where it is asked, kept over every change."""
 
+import gc
 import logging
+import weakref
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+import sidrec
+from sidrec import config
 from sidrec.errors import ConfigError, MissingExtra
+from sidrec.recipe import RETRIEVER
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -84,3 +90,40 @@ def test_without_the_package_it_says_what_to_install(serving, monkeypatch):
         serving(compiled=True),
     ):
         pass
+
+
+def test_what_a_compiled_model_was_made_of_is_let_go(serving, bundles, tmp_path, monkeypatch):
+    mixture = config.method(RETRIEVER, "mixture", weight=0.4, num_retrieved=9)  # holds its model
+    for name in ("first", "second"):
+        model = replace(bundles.recommender, retrievers=(mixture,))
+        model.save(tmp_path / "models" / name)
+    loaded = []
+
+    def load(*words, **options):
+        made = sidrec.load(*words, **options)
+        _ = made.retrieving
+        loaded.append(weakref.ref(made))
+        return made
+
+    with serving(bundle=tmp_path / "models" / "first", compiled=True) as client:
+        monkeypatch.setattr("sidrec.serving.models.load", load)
+        gc.disable()
+        try:
+            client.post("/v1/models/activate", json={"name": "second"})
+            assert is_compiled(client)
+            assert [ref() for ref in loaded] == [None]
+        finally:
+            gc.enable()
+
+
+def test_the_command_line_asks_for_it(bundles, monkeypatch):
+    from sidrec.cli import app
+
+    asked = []
+    monkeypatch.setattr(
+        "sidrec.serving.run.serve", lambda settings, started: asked.append(settings)
+    )
+    for words in ([], ["--compiled"]):
+        done = CliRunner().invoke(app, ["serve", str(bundles.first), *words])
+        assert done.exit_code == 0, done.output
+    assert [settings.compiled for settings in asked] == [False, True]

@@ -250,6 +250,7 @@ class Models:
         except SidrecError as error:
             log.warning("models: %s is not compiled, PyTorch answers: %s", name, error)
             return recommender
+        self.replaced.let_go([recommender], [made])
         return made
 
     def roll_back(self) -> Snapshot:
