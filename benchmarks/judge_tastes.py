@@ -13,8 +13,9 @@ Figures: `judge.<back end>.shop_tastes.{pair_auc,point_accuracy}`, the same unde
 `.clear.pair_auc` for pairs whose logits differ by more than 1, `.same_category.pair_auc`,
 `.<aspect>.pair_auc` of one aspect alone, `.weights_<kind>.pair_auc` for ways of weighing and
 `.weights_<kind>_minus_learned.pair_auc`, and `.weight_<aspect>.correlation` of a user's weight with
-the true one. Kinds: learned from shown lists, as the judge is; `sampled`: from drawn negatives;
-`levels`, `uniform`; `mean`: the mean user's weights for all. To compare with:
+the true one (`.weights_<kind>.weight_<aspect>.correlation`). Kinds: learned from shown lists, as
+the judge is; `sampled`: from drawn negatives; `levels`, `uniform`; `mean` and `levels_mean`: the
+mean user's weights for all. To compare with:
 `judge.preference_model.shop_tastes.*`, a reward model trained on the same shown lists;
 `judge.truth.shop_tastes.*`, the true aspects one by one, under uniform and under mean weights, and
 popularity.
@@ -40,6 +41,7 @@ from sidrec.data.shop import Shop, ShopConfig, simulate
 from sidrec.embeddings.lsa import Lsa, LsaConfig
 from sidrec.types import CatalogueContext, Floats, Histories, Ints, SemanticIds
 
+BACKENDS = ("embedded", "similarity", "preference_model")
 NUM_PAIRS = 20
 CLEAR = 1.0
 """Logits that differ by more make a pair clear."""
@@ -89,13 +91,14 @@ class Asked:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backends", nargs="+", default=["embedded", "similarity"])
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS))
+    parser.add_argument("--tag", default="", help="added to the name of the file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     figures: dict[str, dict[str, Any]] = {}
     shops = [Asked.of(seed) for seed in arguments.seeds]
     found = {"truth": [bounds(asked) for asked in shops]}
-    for backend in (*arguments.backends, "preference_model"):
+    for backend in arguments.backends:
         measure = reward_model if backend == "preference_model" else judged
         found[backend] = [
             measure(asked, backend, asked.context(seed))
@@ -115,7 +118,7 @@ def main() -> None:
             shown = {k: figures[key][k] for k in ("value", "low", "high", "by_seed")}
             print(key, shown, flush=True)
     path = write(
-        "judge_tastes",
+        "_".join(filter(None, ("judge_tastes", arguments.tag))),
         figures,
         seeds=arguments.seeds,
         command=" ".join(["python", *sys.argv]),
@@ -155,15 +158,20 @@ def judged(asked: Asked, backend: str, context: AlignmentContext) -> Values:
     }
     weights = {kind: other.weights(asked.histories) for kind, other in others.items()}
     weights["mean"] = np.broadcast_to(weights_QA.mean(axis=0), weights_QA.shape)
+    levels_A = weights["levels"].mean(axis=0)
+    weights["levels_mean"] = np.broadcast_to(levels_A, weights_QA.shape)
     for kind, other_QA in weights.items():
         auc_Q = pair_auc(tastes_QX, weighed(scores_QXA, other_QA))
         values[f"weights_{kind}.pair_auc"] = auc_Q
         values[f"weights_{kind}_minus_learned.pair_auc"] = auc_Q - values["pair_auc"]
-    true_QA = dict(zip(asked.tastes()[1], shop.tastes.weights_UA[asked.users_Q].T, strict=True))
-    for place, name in enumerate(judge.aspects):
-        true_Q = true_QA[TRUE_ASPECT[name]] / sum(true_QA[n] for n in TRUE_ASPECT.values())
-        values[f"weight_{name}.correlation"] = np.stack([weights_QA[:, place], true_Q])
-        values[f"weight_{name}.mean"] = weights_QA[:, place]
+    true = dict(zip(asked.tastes()[1], shop.tastes.weights_UA[asked.users_Q].T, strict=True))
+    total_Q = sum(true[name] for name in TRUE_ASPECT.values())
+    personal = {"": weights_QA, **{f"weights_{k}.": weights[k] for k in ("sampled", "levels")}}
+    for prefix, found_QA in personal.items():
+        for place, name in enumerate(judge.aspects):
+            pair = np.stack([found_QA[:, place], true[TRUE_ASPECT[name]] / total_Q])
+            values[f"{prefix}weight_{name}.correlation"] = pair
+            values[f"{prefix}weight_{name}.mean"] = found_QA[:, place]
     return values
 
 
