@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--system", default="generator")
     parser.add_argument("--beam", type=int, default=20)
     parser.add_argument("--keep-awake", action="store_true", help="serve with it")
+    parser.add_argument("--compiled", action="store_true", help="serve with it")
     parser.add_argument("--dry-run", action="store_true", help="print figures, write no file")
     options = parser.parse_args()
     sizes = Sizes()
