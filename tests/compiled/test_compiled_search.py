@@ -161,6 +161,17 @@ def test_a_wide_beam_of_a_large_batch_takes_the_other_way_to_the_nodes(plain):
     assert_same(search.search(batch, k=50, beam_width=NUM_ITEMS), wanted)
 
 
+def test_items_that_nobody_takes_twice_leave_the_tree():
+    ids = ids_of("distinct")
+    generator, index = model_of(ids), PrefixIndex.build(ids)
+    with torch.no_grad():
+        generator.repeat_bias.weight.fill_(-3.0)
+    batch = batch_of(histories(16), generator)
+    asked = {"k": NUM_ITEMS, "beam_width": NUM_ITEMS}
+    wanted = beam_search(generator, batch, index, **asked)
+    assert_same(CompiledSearch(generator, index).search(batch, **asked), wanted)
+
+
 def test_deleted_items_are_gone_and_do_not_count(plain):
     generator, index, _ = plain
     smaller = index.delete(np.arange(0, NUM_ITEMS, 3))
