@@ -112,7 +112,8 @@ TASTE_ROWS = {
     "embedded judge, weights learned from shown lists": ("embedded", ""),
     "… from drawn negatives": ("embedded", "weights_sampled."),
     "… by importance levels": ("embedded", "weights_levels."),
-    "… the mean user's for all": ("embedded", "weights_mean."),
+    "… by importance levels, the mean user's for all": ("embedded", "weights_levels_mean."),
+    "… learned, the mean user's for all": ("embedded", "weights_mean."),
     "… uniform": ("embedded", "weights_uniform."),
     "its aspect profile alone": ("embedded", "profile."),
     "its aspect future alone": ("embedded", "future."),
@@ -150,7 +151,21 @@ def tastes_table(figures: Figures) -> str:
         rows.append([label, *cells, signed(less) if less else "–"])
     if not rows:
         return MISSING + "\n"
-    return markdown(["judge", *TASTE_METRICS, "pair AUC − learned"], rows) + "\n" + sources(used)
+    text = markdown(["judge", *TASTE_METRICS, "pair AUC − learned"], rows)
+    kinds = {"learned": "", "sampled": "weights_sampled.", "levels": "weights_levels."}
+    for kind, variant in kinds.items():
+        prefix = f"judge.embedded.shop_tastes.{variant}weight_"
+        found = {
+            name: figures.get(f"{prefix}{name}.correlation")
+            for name in ("profile", "future", "novelty")
+        }
+        used += [figure for figure in found.values() if figure]
+        cells = [f"{name} {accuracy_cell(one, None)}" for name, one in found.items() if one]
+        if cells:
+            label = {"sampled": "learned from drawn negatives"}.get(kind, kind)
+            text += f"\nCorrelation of users' weights with the true ones, {label}: "
+            text += ", ".join(cells) + ".\n"
+    return text + "\n" + sources(used)
 
 
 def judge_users_table(figures: Figures) -> str:
