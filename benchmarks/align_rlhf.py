@@ -4,8 +4,9 @@
 
 A supervised policy (start). A Bradley-Terry reward model learns from what half of the users clicked
 and left in the lists they were shown; PPO follows it on the contexts of the others, with KL to the
-start (ppo) and without (ppo_no_kl); likelihood on the same contexts for as long is `sft`. Every
-user's next visit, after the log, is asked about, where the truth is known:
+start (ppo; ten times as much of it: ppo_kl_0.5) and without (ppo_no_kl); likelihood on the same
+contexts for as long is `sft`. Every user's next visit, after the log, is asked about, where the
+truth is known:
 
     model_reward  mean reward of eight sampled IDs, by the reward model: what PPO pursues
     true_click    P(click | looked at) of the same samples
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="*", help="default: all")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
-    parser.add_argument("--kl", type=float, default=0.05, help="weight of KL in `ppo`")
+    parser.add_argument("--tag", default="", help="added to the name of the file")
     arguments = parser.parse_args()
     runs = [measured(arguments, seed) for seed in arguments.seeds]
     figures = over_seeds([bench for bench, _ in runs], baselines=("start", "sft"), plain="final")
@@ -76,7 +77,7 @@ def main() -> None:
         print(name, entry)
     curves = {name: told.curve for name, told in runs[0][0].told.items()}
     path = write(
-        "align_rlhf",
+        "_".join(filter(None, ("align_rlhf", arguments.tag))),
         figures,
         seeds=arguments.seeds,
         command=" ".join(["python", *sys.argv]),
@@ -90,11 +91,10 @@ def measured(arguments: argparse.Namespace, seed: int) -> tuple[Bench, dict[str,
     shop = simulate(ShopConfig())
     recommender = supervised(shop, seed, free=False)
     parts = split(shop.dataset, config.parse(RunConfig, recommender.settings).split.rule)
-    ppo = config.method(OBJECTIVE, "ppo", kl_weight=arguments.kl)
     align = AlignConfig(
         seed=seed,
         contexts=replace(AlignConfig().contexts, source="impressions"),
-        objective=ppo,
+        objective=config.method(OBJECTIVE, "ppo"),
         rewards=(config.method(REWARD, "preference_model", max_seconds=600.0),),
         rollouts=RolloutConfig(size=16, how="sample"),
         step=StepConfig(sync_steps=4, dropout=False),
@@ -123,7 +123,8 @@ def measured(arguments: argparse.Namespace, seed: int) -> tuple[Bench, dict[str,
     print("start", {metric: round(float(v.mean()), 4) for metric, v in start.items()}, flush=True)
     rows: dict[str, tuple[str, dict[str, Any]]] = {
         "sft": ("grpo", {"nll_weight": 1.0, "group_weight": 0.0, "kl_weight": 0.0}),
-        "ppo": ("ppo", {"kl_weight": arguments.kl}),
+        "ppo": ("ppo", {}),
+        "ppo_kl_0.5": ("ppo", {"kl_weight": 0.5}),
         "ppo_no_kl": ("ppo", {"kl_weight": 0.0}),
     }
     for name, (objective, options) in rows.items():

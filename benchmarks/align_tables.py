@@ -190,7 +190,7 @@ def judge_users_table(figures: Figures) -> str:
     return "\n".join(lines) + "\n\n" + markdown(header, rows) + "\n" + sources(used)
 
 
-RLHF_ROWS = ("start", "sft", "ppo", "ppo_no_kl")
+RLHF_ROWS = ("start", "sft", "ppo_kl_0.5", "ppo", "ppo_no_kl")
 RLHF_METRICS = ("model_reward", "true_click", "true_reward", "recall@10", "kl")
 
 
