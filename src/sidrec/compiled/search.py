@@ -14,9 +14,10 @@ Shapes:   B requests, X excluded items, W beams, L levels, N items, K returned i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ TOLERANCE = 1e-3
 """Nats by which a compiled score may differ from an eager one before it is refused."""
 NEEDED = ("onnx", "onnxruntime")
 RESULTS = ["scores_BW", "leaves_BW", "rows_BW"]
+_open: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
+"""Graphs that some search has open, by their SHA-256."""
 
 
 class Bound(NamedTuple):
@@ -174,18 +177,29 @@ def require_compilable(generator: Any, index: PrefixIndex) -> None:
 
 
 def session_of(generator: Causal) -> Any:
-    """The generator's graph, open. One thread: the others of a server have work of their own."""
-    import onnxruntime
+    """The generator's graph, open. One thread: the others of a server have work of their own.
 
+    Equal graphs share what is open: new items leave the graph as it is.
+    """
     from sidrec.compiled.causal_graph import search_graph
+
+    graph = search_graph(generator)
+    key = hashlib.sha256(graph).digest()
+    session = _open.get(key)
+    if session is None:
+        session = _open[key] = opened(graph)
+    return session
+
+
+def opened(graph: bytes) -> Any:
+    """A graph in ONNX Runtime."""
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # no two batches have the same shapes
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        search_graph(generator), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 @torch.no_grad()
