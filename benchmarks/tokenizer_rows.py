@@ -47,7 +47,9 @@ DECODING: dict[str, dict[str, Any]] = {
 }
 """Variant -> what its search changes: it asks the generator that was trained without it."""
 BASELINES = ("residual_kmeans", "rqvae", "plum_rqvae")
-COUNTERPARTS = {"sarq_keep": "residual_kmeans_keep", "sarq_unweighted": "sarq",
+COUNTERPARTS = {"coba_no_graph": "coba_rqvae", "coba_no_uniformity": "coba_rqvae",
+                "coba_no_balance": "coba_rqvae", "coba_balanced_assignment": "coba_rqvae",
+                "sarq_keep": "residual_kmeans_keep", "sarq_unweighted": "sarq",
                 "sarq_normalised": "sarq", "sarq_keep_normalised": "sarq_keep"}  # fmt: skip
 """Variant -> the row that differs from it in one thing only."""
 
