@@ -7,7 +7,9 @@ with a part left out, on a random sample of the test users. What a change leaves
 a mixture) is chosen on validation, as in the run. Rows are paired on the same users with the
 unchanged system, from the report that its run kept. Finished ones are kept in the run's folder.
 Figures: `<data>.<row>_<change>.<metric>`, the unchanged row on these users under the change
-`whole`, and differences `<data>.<row>_<change>_minus_whole.<metric>`.
+`whole`, differences `<data>.<row>_<change>_minus_whole.<metric>`, and for BARGE the recall of both
+channels' lists together, `<data>.barge_either_channel.recall@10`, and `<data>.barge.kappa@10`, the
+share of what A misses that B misses too.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from sidrec.data import load_named, split
 from sidrec.evaluation import EvaluationContext, Report, rank_all
 from sidrec.evaluation.report import figures_of, report_of
 from sidrec.evaluation.significance import paired
+from sidrec.evaluation.two_lists import Misses
 from sidrec.recommender import Recommender
 from sidrec.types import Examples, Split
 
@@ -125,7 +128,15 @@ def figures_of_row(
                 found[change] = {metric: values[metric] for metric in METRICS}
     if not found:
         return {}
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
+    if {"channel_a", "channel_b"} <= set(found):  # hits of either list: what the merge can reach
+        hits = [found[change]["recall@10"] for change in ("channel_a", "channel_b")]
+        either = {"recall@10": np.maximum(*hits)}
+        figures[f"{start}_either_channel.recall@10"] = as_figure(
+            figures_of(either, ["recall@10"])["recall@10"]
+        )
+        kappa = Misses.of(hits[0] > 0, hits[1] > 0).kappa
+        figures[f"{start}.kappa@10"] = {"value": round(kappa, 5), "unit": "ratio"}
     for change, values in {"whole": whole, **found}.items():
         for metric, figure in figures_of(values, list(METRICS)).items():
             figures[f"{start}_{change}.{metric}"] = as_figure(figure)

@@ -58,6 +58,12 @@ RUNS: dict[str, GeneratorRun] = {
         rows={"cobra_beam": "cobra", "cobra": "beam_fusion"},
     ),
     "barge": GeneratorRun(generator="barge", tokenizer="barge", rows={"barge": "barge"}),
+    "barge_random": GeneratorRun(
+        generator="barge",
+        tokenizer="barge",
+        tokenizer_options={"learn_rotation": False},
+        rows={"barge_random_rotation": "barge"},
+    ),
     "tiger": GeneratorRun(
         generator="tiger",
         options={"num_encoder_layers": 2, "num_decoder_layers": 2},

@@ -100,14 +100,14 @@ def ablation_table(figures: Figures, dataset: str) -> str:
     """Hybrids × what is changed in them, without training again."""
     rows, used = [], []
     for row, changes in CHANGES.items():
-        for change in ("whole", *changes):
+        for change in ("whole", *changes, "either_channel"):
             start = f"{dataset}.{row}_{change}"
             found = [figures.get(f"{start}.{metric}") for _, metric in COLUMNS[2:4]]
             pairs = [figures.get(f"{start}_minus_whole.{metric}") for _, metric in COLUMNS[2:4]]
             if not any(found):
                 continue
             used += [figure for figure in (*found, *pairs) if figure]
-            cells = [accuracy_cell(figure, None) for figure in found]
+            cells = [accuracy_cell(figure, None) if figure else "–" for figure in found]
             cells += [signed(pair) if pair else "–" for pair in pairs]
             rows.append([f"`{row}`", change.replace("_", " "), *cells])
     if not rows:

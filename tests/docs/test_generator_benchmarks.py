@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import tokenizer_tuning  # noqa: E402
 from cold_start import draw  # noqa: E402
 from counted_generator import PRIOR_MOVES, CountedGenerator, item_moves  # noqa: E402
 from generator_tables import cold_rows_table  # noqa: E402
+from paired_rows import METRICS  # noqa: E402
 from tokenizer_tables import cold_table  # noqa: E402
 
 from sidrec import config, recipe  # noqa: E402
@@ -136,3 +138,20 @@ def test_trials_are_paired_with_the_default_of_their_method():
     assert figures["d.tuning.counted.rqvae.beta_1_minus_default.ndcg@10"]["value"] == 0.25
     assert figures["d.tuning.counted.sarq.longer.ndcg@10"]["value"] == 1
     assert not any("sarq.longer_minus" in name for name in figures)  # its default is not there
+
+
+def test_parts_are_paired_with_the_report_of_the_run_on_the_users_asked(tmp_path):
+    hits = {"channel_a": [1, 0, 0, 0], "channel_b": [1, 1, 0, 0]}
+    for change, of in hits.items():
+        values = {metric: np.array(of, dtype=float) for metric in METRICS}
+        np.savez(tmp_path / f"barge-{change}-4.npz", **values)
+    whole_Q = np.array([9, 1, 9, 1, 9, 0, 9, 0])  # users 1, 3, 5 and 7 are asked
+    report = SimpleNamespace(per_user={metric: whole_Q.astype(float) for metric in METRICS})
+    asked_Q = np.array([1, 3, 5, 7])
+    figures = generator_ablations.figures_of_row("d.barge", tmp_path, "barge", report, asked_Q)
+    value = {name: figure["value"] for name, figure in figures.items() if "recall@10" in name}
+    assert value["d.barge_whole.recall@10"] == 0.5 and value["d.barge_channel_a.recall@10"] == 0.25
+    assert value["d.barge_channel_a_minus_whole.recall@10"] == -0.25
+    assert value["d.barge_channel_b_minus_whole.recall@10"] == 0
+    assert value["d.barge_either_channel.recall@10"] == 0.5
+    assert figures["d.barge.kappa@10"]["value"] == pytest.approx(2 / 3, abs=1e-4)
