@@ -15,6 +15,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.evaluation import strata
 from sidrec.testing.tokenizers import tiny_vectors
 from sidrec.tokenizers import lengths
+from sidrec.tokenizers.collisions import reassign
 from sidrec.tokenizers.lengths import length_report
 from sidrec.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
 from sidrec.tokenizers.sarq import Sarq, SarqConfig, branching_bits, path_bits
@@ -178,6 +179,20 @@ def test_tau_is_chosen_for_a_wanted_mean_length(rule, wanted):
     np.testing.assert_array_equal(
         lengths_for(rule=rule, tau=fitted.tau), lengths_of(fitted.encode(VECTORS).codes)
     )
+
+
+def test_after_reassign_the_budget_decides_how_long_ids_are_and_not_who_shares_a_prefix():
+    ids = {}
+    for wanted in (1.5, 3.5):
+        fitted = sarq(mean_length=wanted)
+        ids[wanted], report = reassign(fitted.encode(VECTORS), fitted, VECTORS)
+        assert report.share_after == 0
+    short, long = (lengths_of(ids[wanted].codes) for wanted in (1.5, 3.5))
+    assert (short <= long).all() and short.sum() < long.sum()
+    for depth in (1, 2, 3):  # items are together in the one exactly where they are in the other
+        groups = [np.unique(ids[w].codes[:, :depth], axis=0, return_inverse=True)[1] for w in ids]
+        pairs = np.unique(np.column_stack([group.ravel() for group in groups]), axis=0)
+        assert len(pairs) == len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1]))
 
 
 def test_without_a_wish_ids_have_three_quarters_of_the_levels():
