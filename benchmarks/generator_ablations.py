@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from figures import as_figure, write
-from generator_rows import CHANGES, RUNS
+from generator_rows import CHANGES, OWN_BEAM, RUNS
 from paired_rows import METRICS
 
 import sidrec
@@ -122,6 +122,9 @@ def figures_of_row(
     """Figures of a row's changes that are finished, and their differences from the whole."""
     whole = {metric: report.per_user[metric][asked_Q] for metric in METRICS}
     found = {}
+    if row in OWN_BEAM:  # the run kept its report too
+        beam = Report.from_json((folder / f"{OWN_BEAM[row]}.json").read_text())
+        found["beam_alone"] = {metric: beam.per_user[metric][asked_Q] for metric in METRICS}
     for change in CHANGES[row]:
         if (kept := folder / f"{row}-{change}-{len(asked_Q)}.npz").exists():
             with np.load(kept) as values:

@@ -100,7 +100,7 @@ def ablation_table(figures: Figures, dataset: str) -> str:
     """Hybrids × what is changed in them, without training again."""
     rows, used = [], []
     for row, changes in CHANGES.items():
-        for change in ("whole", *changes, "either_channel"):
+        for change in ("whole", "beam_alone", *changes, "either_channel"):
             start = f"{dataset}.{row}_{change}"
             found = [figures.get(f"{start}.{metric}") for _, metric in COLUMNS[2:4]]
             pairs = [figures.get(f"{start}_minus_whole.{metric}") for _, metric in COLUMNS[2:4]]
