@@ -3,7 +3,7 @@
     graph = Graph()
     x = graph.input("x", np.float32, 2)
     y = graph.op("Softmax", x * 2.0 + 1.0, axis=-1)
-    graph.model([("y", y)])          # bytes for onnxruntime
+    graph.model([("y", y, np.float32)])  # bytes for onnxruntime
 
 A Python float stands for a float32 constant, an int for an int64 one. Shapes are free: an input
 says how many axes it has, not how long they are.
