@@ -252,8 +252,9 @@ def point_accuracy(truth_QX: np.ndarray, scores_QX: np.ndarray) -> np.ndarray:
 
 
 def correlation(pairs_S: list[np.ndarray]) -> dict[str, Any]:
-    """Pearson's, of the users of all shops, with a 95 % interval over them."""
-    found_Q, true_Q = np.concatenate(pairs_S, axis=1)
+    """Pearson's inside shops, over the users of all of them, with a 95 % interval over users."""
+    standard_S = [(p - p.mean(1, keepdims=True)) / p.std(1, keepdims=True) for p in pairs_S]
+    found_Q, true_Q = np.concatenate(standard_S, axis=1)
     rng = np.random.default_rng(0)
     draws = rng.integers(len(found_Q), size=(1000, len(found_Q)))
     resampled = [np.corrcoef(found_Q[rows], true_Q[rows])[0, 1] for rows in draws]
