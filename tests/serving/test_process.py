@@ -151,6 +151,7 @@ def test_bodies_do_not_wait_for_the_acknowledgement_of_their_headers(monkeypatch
             seen.extend(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in sockets)
 
     monkeypatch.setattr(run.uvicorn, "Server", Server)
+    monkeypatch.setattr(run, "Room", lambda service: None)
     app = SimpleNamespace(state=SimpleNamespace(service=None))
     monkeypatch.setattr(run, "create_app", lambda settings: app)
     monkeypatch.setattr(run.signal, "signal", lambda *_: None)

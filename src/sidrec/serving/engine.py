@@ -160,15 +160,11 @@ class Engine:
         waiting = len(self._queue)
         late = (waiting + self._busy) * self._seconds_each > timeout_seconds and waiting > 0
         if waiting >= self.max_queue or late:
-            raise self.no_room()
-
-    def no_room(self) -> Problem:
-        """What a request is told that may not wait."""
-        return Problem(
-            "overloaded",
-            f"{len(self._queue)} requests wait already",
-            hint="come back after Retry-After seconds",
-        )
+            raise Problem(
+                "overloaded",
+                f"{waiting} requests wait already",
+                hint="come back after Retry-After seconds",
+            )
 
     def stop(self) -> None:
         """Answer what waits, then end the thread."""

@@ -8,7 +8,7 @@ requests by status, but not in the times of answers.
 
 from __future__ import annotations
 
-import os
+import random
 from http import HTTPStatus
 
 from sidrec.serving.gate import HEADERS
@@ -20,6 +20,8 @@ ROUTES = {
     for name in ("recommend", "similar", "rank", "search", "explain")
 }
 """What the engine answers."""
+PLACE = b"0" * 24
+"""Where an answer names its request."""
 
 
 class Room:
@@ -29,16 +31,23 @@ class Room:
     """
 
     def __init__(self, service: Service) -> None:
-        self._service, self._inside = service, 0
+        self._engine, self._inside = service.engine, 0
+        problem = Problem(
+            "overloaded",
+            "as many requests wait as may",
+            hint="come back after Retry-After seconds",
+        )
+        self._parts = written(problem, PLACE.decode()).split(PLACE)
+        counted, status = service.metrics.requests, str(problem.status)
+        self._counts = {route: counted.labels(route, status) for route in ROUTES.values()}
 
     def refusal(self, route: str) -> bytes | None:
         """A whole answer that refuses one more; None where it may come in."""
-        engine = self._service.engine
-        if self._inside - engine.busy < engine.max_queue:
+        if self._inside - self._engine.busy < self._engine.max_queue:
             return None
-        problem = engine.no_room()
-        self._service.metrics.requests.labels(route, str(problem.status)).inc()
-        return written(problem)
+        self._counts[route].inc()
+        request_id = b"%024x" % random.getrandbits(96)  # no call that would let go of the lock
+        return request_id.join(self._parts)
 
     def enter(self) -> None:
         """One has come whole; a slow one takes no place until then."""
@@ -49,9 +58,8 @@ class Room:
         self._inside -= 1
 
 
-def written(problem: Problem) -> bytes:
+def written(problem: Problem, request_id: str) -> bytes:
     """A problem as the bytes of an HTTP/1.1 answer."""
-    request_id = os.urandom(12).hex()
     response = problem_response(problem, request_id)
     headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), *HEADERS]
     status = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n".encode()
