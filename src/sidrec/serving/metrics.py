@@ -45,7 +45,6 @@ class Metrics:
         self.catalogue = Gauge(
             "sidrec_catalogue_version", "Changes of the catalogue.", registry=registry
         )
-
         self.compiled = Gauge(
             "sidrec_compiled", "1 where the generator is searched by a compiled call.",
             registry=registry,
