@@ -85,7 +85,7 @@ def asking(bundles, *extra):
 
 def test_a_refused_connection_goes_on(listening, bundles):
     """The body of a refused request is nobody's, and waiting afterwards is no fault."""
-    with listening(read_seconds=0.5) as server:
+    with listening(read_seconds=1.5) as server:
         engine = server.service.engine
         with socket.create_connection(server.address, timeout=20) as connection:
             answer = answers(connection)
@@ -98,7 +98,7 @@ def test_a_refused_connection_goes_on(listening, bundles):
             assert json.loads(body)["request_id"] == headers["x-request-id"]
             connection.sendall(request[-5:])
             engine.max_queue = room
-            time.sleep(0.8)  # longer than a request may take to come in
+            time.sleep(2.0)  # longer than a request may take to come in
             connection.sendall(request + request)
             for _ in range(2):
                 status, _, body = next(answer)
@@ -148,9 +148,10 @@ def test_a_place_is_free_again_after_the_answer_and_after_a_client_that_goes(lis
 
         engine._answer = slow
         gone = [socket.create_connection(server.address, timeout=20) for _ in range(3)]
-        for connection in gone:
+        for number, connection in enumerate(gone):
             connection.sendall(asking(bundles))
-            time.sleep(0.05)
+            while engine.busy + engine.depth <= number or not engine.busy:
+                time.sleep(0.005)
         with socket.create_connection(server.address, timeout=20) as connection:
             found = answers(connection)
             connection.sendall(asking(bundles))
