@@ -187,18 +187,24 @@ def open_loop_part(bench: Bench) -> Figures:
 def overload(bench: Bench) -> Figures:
     """Ten times what the server can answer: what the accepted wait, what it holds, how it recovers.
 
-    The queue is short, as of a service that promises latency. Capacity is that of 8 senders in a
-    closed loop, just before. The client shares the cores, so at
-    this rate much of an answer's time is the client's own.
+    The server refuses who would wait over `--max-wait-ms` for the model. Capacity is that of
+    8 senders in a closed loop, just before, on a server that refuses nobody. The client shares the
+    cores, so at this rate much of an answer's time is the client's own.
     """
-    server, take = bench.server("overload", "--max-queue", "16"), bench.requests.__getitem__
+    take = bench.requests.__getitem__
 
-    async def run(pool: Pool) -> tuple[float, Outcome, list[float]]:
-        for _ in range(2):  # the first warms up
-            full = await closed_loop(
-                pool, "/v1/recommend", lambda n: take(n % 500), senders=8, seconds=5
-            )
-        capacity = len(full.seconds) / 5
+    async def full(pool: Pool) -> Outcome:
+        return await closed_loop(
+            pool, "/v1/recommend", lambda n: take(n % 500), senders=8, seconds=5
+        )
+
+    server = bench.server("capacity")
+    capacity = [len(loaded(server, full).seconds) / 5 for _ in range(2)][-1]  # the first warms up
+    server.end()
+    server = bench.server("overload", "--max-wait-ms", str(bench.options.max_wait_ms))
+
+    async def run(pool: Pool) -> tuple[Outcome, float]:
+        await full(pool)
         over = await open_loop(
             pool, "/v1/recommend", bench.requests, rate=10 * capacity, seconds=10
         )
@@ -208,10 +214,10 @@ def overload(bench: Bench) -> Figures:
             status, answer = await pool.ask("POST", "/v1/recommend", bench.requests[0])
             if status == 200 and not json.loads(answer)["degraded"]:
                 after.append(time.perf_counter() - start)
-        return capacity, over, [time.perf_counter() - end]
+        return over, time.perf_counter() - end
 
     before = server.rss_bytes()
-    capacity, over, (recovery,) = loaded(server, run)
+    over, recovery = loaded(server, run)
     grown = (server.rss_bytes() - before) / 2**20
     server.end()
     say(f"overload: capacity {capacity:.0f}/s, {over.statuses}, {grown:.0f} MiB more")
@@ -443,6 +449,7 @@ def main() -> None:
     parser.add_argument("--beam", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run of load")
     parser.add_argument("--rate", type=float, default=30.0, help="requests/s beside swaps, items")
+    parser.add_argument("--max-wait-ms", type=int, default=15, help="of the overloaded server")
     parser.add_argument("--cycles", type=int, default=50)
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--mutations", type=int, default=1000)

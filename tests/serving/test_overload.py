@@ -166,6 +166,37 @@ def test_a_place_is_free_again_after_the_answer_and_after_a_client_that_goes(lis
                 assert next(found)[0] == 200
 
 
+def test_who_would_wait_too_long_is_refused_and_who_would_not_is_answered(listening, bundles):
+    """Each takes half a second: with 700 ms one may wait behind another, a third may not."""
+    with listening(max_wait_ms=700, max_batch=1, timeout_ms=60_000) as server:
+        engine, go_on = server.service.engine, threading.Event()
+        answer = engine._answer
+
+        def slow(batch):
+            assert go_on.wait(60)
+            answer(batch)
+
+        engine._answer, engine._seconds_each = slow, 0.5
+        others = [socket.create_connection(server.address, timeout=20) for _ in range(2)]
+        for number, connection in enumerate(others):
+            connection.sendall(asking(bundles))
+            while engine.busy + engine.depth <= number or not engine.busy:
+                time.sleep(0.005)
+        with socket.create_connection(server.address, timeout=20) as connection:
+            found = answers(connection)
+            connection.sendall(asking(bundles))
+            assert next(found)[0] == 429
+            go_on.set()
+            for other in others:
+                assert next(answers(other))[0] == 200
+            engine._answer, engine._seconds_each = answer, 60.0
+            for _ in range(3):  # behind nobody there is a place, however long the last ones took
+                connection.sendall(asking(bundles))
+                assert next(found)[0] == 200
+        for other in others:
+            other.close()
+
+
 def test_who_sends_slowly_takes_no_place(listening, bundles):
     with listening(max_queue=1) as server:
         slow = [socket.create_connection(server.address, timeout=20) for _ in range(4)]

@@ -41,6 +41,12 @@ def command(
     max_queue: Annotated[
         int, typer.Option("--max-queue", help="Requests that may wait; more get 429.")
     ] = 128,
+    max_wait_ms: Annotated[
+        int | None,
+        typer.Option(
+            "--max-wait-ms", help="A request that would wait longer for the model gets 429."
+        ),
+    ] = None,
     retention_days: Annotated[
         float | None, typer.Option("--retention-days", help="Delete events received before.")
     ] = None,
@@ -72,6 +78,7 @@ def command(
         scenarios=read_scenarios(scenarios),
         timeout_ms=timeout_ms,
         max_queue=max_queue,
+        max_wait_ms=max_wait_ms,
         retention_days=retention_days,
         keep_awake=keep_awake,
         compiled=compiled,

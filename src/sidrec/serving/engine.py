@@ -104,9 +104,15 @@ class Engine:
     """The queue and its thread."""
 
     def __init__(
-        self, current: Callable[[], Snapshot], *, max_queue: int = 128, max_batch: int = 32
+        self,
+        current: Callable[[], Snapshot],
+        *,
+        max_queue: int = 128,
+        max_wait_seconds: float = math.inf,
+        max_batch: int = 32,
     ) -> None:
-        self.current, self.max_queue, self.max_batch = current, max_queue, max_batch
+        self.current, self.max_batch = current, max_batch
+        self.max_queue, self.max_wait_seconds = max_queue, max_wait_seconds
         self.on_batch: Callable[[int, float], None] = lambda size, seconds: None
         self._queue: deque[Work] = deque()
         self._wake = threading.Condition()
@@ -155,11 +161,21 @@ class Engine:
         """Requests that are being answered."""
         return self._busy
 
+    def full(self, waiting: int, seconds: float = math.inf) -> bool:
+        """Whether one more may not wait behind `waiting` others, or would for over `seconds`.
+
+        How long is told from the last batches. Behind nobody there is always a place, or one slow
+        batch would shut the queue for good.
+        """
+        if waiting >= self.max_queue:
+            return True
+        expected = (waiting + self._busy) * self._seconds_each
+        return waiting > 0 and expected > min(seconds, self.max_wait_seconds)
+
     def require_room(self, timeout_seconds: float = math.inf) -> None:
         """Problem `overloaded` where too many wait, or so many that a request would come late."""
         waiting = len(self._queue)
-        late = (waiting + self._busy) * self._seconds_each > timeout_seconds and waiting > 0
-        if waiting >= self.max_queue or late:
+        if self.full(waiting, timeout_seconds):
             raise Problem(
                 "overloaded",
                 f"{waiting} requests wait already",

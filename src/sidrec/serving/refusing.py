@@ -43,7 +43,7 @@ class Room:
 
     def refusal(self, route: str) -> bytes | None:
         """A whole answer that refuses one more; None where it may come in."""
-        if self._inside - self._engine.busy < self._engine.max_queue:
+        if not self._engine.full(self._inside - self._engine.busy):
             return None
         self._counts[route].inc()
         request_id = b"%024x" % random.getrandbits(96)  # no call that would let go of the lock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 
@@ -45,6 +46,7 @@ class Service:
         self.engine = Engine(
             lambda: self.models.current,
             max_queue=settings.max_queue,
+            max_wait_seconds=(settings.max_wait_ms or math.inf) / 1000,
             max_batch=settings.max_batch,
         )
         self.metrics = Metrics()

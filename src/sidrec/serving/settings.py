@@ -45,6 +45,9 @@ class ServeSettings:
     """How long a request may take to come in, and an answer to be taken, in seconds."""
     max_queue: int = 128
     """Requests that may wait for the engine; the next is told to come back later."""
+    max_wait_ms: int | None = None
+    """How long a request may have to wait for the engine, told from how long the last ones took;
+    one that would wait longer is told to come back later. None: as long as `max_queue` lets it."""
     max_batch: int = 32
     """Requests answered at once."""
     timeout_ms: int = 1000
@@ -76,6 +79,8 @@ class ServeSettings:
         ):  # fmt: skip
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"serve: {name} must be at least 1, got {value}")
+        if self.max_wait_ms is not None and self.max_wait_ms < 1:
+            raise ConfigError(f"serve: max_wait_ms must be at least 1, got {self.max_wait_ms}")
         if not self.read_seconds > 0:
             raise ConfigError(f"serve: read_seconds must be above 0, got {self.read_seconds}")
         if self.retention_days is not None and not self.retention_days > 0:
