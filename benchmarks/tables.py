@@ -145,9 +145,10 @@ TARGETS = (
     Target(figure="serve.open_loop.within_20_ms.requests_per_second", aim=500),
     Target(figure="serve.open_loop.awake.requests_per_second", floor=150),
     Target(figure="serve.open_loop.awake.within_20_ms.requests_per_second", aim=500),
+    Target(figure="serve.open_loop.awake.compiled.within_20_ms.requests_per_second", aim=500),
     *(
         _cost(f"serve.idle.{cores}{part}", floor, aim)
-        for cores in ("", "awake.")
+        for cores in ("", "awake.", "awake.compiled.")
         for part, floor, aim in (("p50", 12, 4), ("p99", 30, 8))
     ),
     Target(figure="serve.events.per_second", floor=10_000, aim=30_000),
@@ -157,6 +158,7 @@ TARGETS = (
         for figure in ("kill9.lost", "kill9.doubled", "hot_swap.failed", "bundle_fuzz.accepted_bad")
     ),
     _cost("serve.new_item.p99", 1000, 100),
+    _cost("serve.overload.accepted.p99", 50, 20),
     Target(figure="serve.bundle_fuzz.mutations", floor=1000),
 )
 
