@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from sidrec import artifact, config, methods
+from sidrec.building import weights_follow
 from sidrec.errors import ArtifactError
 from sidrec.tokenizers.lifecycle import ids_version
 from sidrec.types import CatalogueContext, Floats, Ints
@@ -71,7 +72,8 @@ class Fitted:
         if not issubclass(method_class, nn.Module):
             value = method_class.from_arrays(settings, saved.arrays, saved.state)
             return cls(stage=stage, name=name, config=settings, value=value)
-        model = method_class.build(context, settings)
+        with weights_follow():
+            model = method_class.build(context, settings)
         load_weights(model, saved)
         return cls(stage=stage, name=name, config=settings, value=model.eval())
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sidrec.building import starts_fresh
 from sidrec.types import Floats
 
 
@@ -29,13 +30,18 @@ class ItemInputs(nn.Module):
     def __init__(self, vectors_ND: Floats) -> None:
         super().__init__()
         raw_ND = torch.from_numpy(vectors_ND)
-        centre_D = torch.from_numpy(vectors_ND.mean(0))
-        centred_ND = raw_ND - centre_D
-        scale = centred_ND.std().clamp_min(1e-6)[None]
+        if starts_fresh():
+            centre_D = torch.from_numpy(vectors_ND.mean(0))
+            centred_ND = raw_ND - centre_D
+            scale = centred_ND.std().clamp_min(1e-6)[None]
+            centred_ND /= scale
+        else:
+            centre_D, scale = torch.zeros(raw_ND.shape[1]), torch.ones(1)
+            centred_ND = torch.empty_like(raw_ND)
         self.register_buffer("centre_D", centre_D)
         self.register_buffer("scale", scale)
         self.register_buffer("raw_ND", raw_ND, persistent=False)
-        self.register_buffer("vectors_ND", centred_ND.div_(scale), persistent=False)
+        self.register_buffer("vectors_ND", centred_ND, persistent=False)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)

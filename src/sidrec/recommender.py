@@ -11,6 +11,7 @@ Shapes:   B requests, N items, M new items, D width, L levels, K returned items.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import polars as pl
 import torch
 
 from sidrec import bundle, explore, filters, methods, searching
+from sidrec.building import weights_follow
 from sidrec.bundle import serving_context
 from sidrec.config import Method
 from sidrec.contracts import Retriever
@@ -443,10 +445,15 @@ class Recommender:
         context = serving_context(items, all_vectors, all_ids)
         nearest_MK = nearest_items(vectors.vectors, self.vectors.vectors)
 
+        # where the first ID ends at a level, its symbol starts as in a training
+        before_L, after_L = ((named.codes < 0).any(axis=0) for named in (self.ids, all_ids))
+        same_symbols = bool((before_L == after_L).all())
+
         def grown(fitted: Fitted) -> Fitted:
             if not isinstance(fitted.value, torch.nn.Module):
                 return fitted
-            larger = type(fitted.value).build(context, fitted.config)
+            with weights_follow() if same_symbols else nullcontext():
+                larger = type(fitted.value).build(context, fitted.config)
             grow(fitted.value, larger, len(self.items), nearest_MK)
             return replace(fitted, value=larger.to(self.device))
 

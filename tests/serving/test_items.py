@@ -46,6 +46,16 @@ def test_a_new_item_is_servable_when_the_answer_comes_and_survives_a_restart(ser
         assert "new/é 1" in listed(client, bundles.history, system=everyone, filter=tree)
 
 
+def test_no_request_waits_for_the_tables_of_a_larger_catalogue(serving, bundles):
+    """What answers are made from is there before the new snapshot is served."""
+    with serving() as client:
+        upsert(client, like(bundles, bundles.ids[3], "n1"))
+        recommender = client.service.models.current.recommender
+        tables = recommender.generator.value._tables
+        assert len(recommender.items) == len(bundles.ids) + 1
+        assert tables._held[1] is not None
+
+
 def test_availability_and_deletion_count_at_once_and_survive_a_restart(serving, store_url, bundles):
     away, gone = bundles.ids[1], bundles.ids[2]
     with serving(store=store_url) as client:

@@ -17,7 +17,7 @@ from sidrec.recipe import COLLISIONS, RunConfig
 from sidrec.recommender import load
 from sidrec.tokenizers import collisions
 from sidrec.tokenizers.collisions import CapacityConfig, SinkhornConfig
-from sidrec.tokenizers.placement import spread, transport_plan
+from sidrec.tokenizers.placement import Taken, spread, transport_plan
 from sidrec.tokenizers.quantisation import quantise
 from sidrec.types import ItemVectors, SemanticIds, as_ids
 
@@ -32,6 +32,19 @@ def tokenizer_of(*codebooks):
     return SimpleNamespace(
         codebooks=books, num_codes=sizes, encode=encode, project=lambda vectors: vectors.vectors
     )
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), max_size=12), st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_taken_under_a_prefix_is_what_items_hold_there(ids, data):
+    taken = Taken(np.array(ids, dtype=np.int64).reshape(-1, 3))
+    asked = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=6))
+    for prefix in asked:
+        assert taken[prefix] == {last for *first, last in ids if tuple(first) == prefix}
+        taken[prefix].add(7)
+        assert 7 in taken[prefix]  # what is given away stays given
+        taken[prefix].remove(7)
+    assert taken.num_ids() == len(set(ids)) and taken.num_items == len(ids)
 
 
 def line(points, names=None):

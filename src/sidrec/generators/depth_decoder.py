@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidrec.building import starts_fresh
 from sidrec.transformer import FastDropout
 from sidrec.types import Floats, Ints, SemanticIds
 
@@ -62,7 +63,12 @@ def symbols_of(ids: SemanticIds) -> tuple[Ints, tuple[int, ...]]:
 
 
 def code_centroids(symbols_NL: Ints, widths: tuple[int, ...], vectors_ND: Floats) -> list[Floats]:
-    """L arrays (V, D): mean vector of the items with each code, less the means of levels before."""
+    """L arrays (V, D): mean vector of the items with each code, less the means of levels before.
+
+    Zeros where they would be replaced; see `building`.
+    """
+    if not starts_fresh():
+        return [np.zeros((size, vectors_ND.shape[1]), dtype=np.float32) for size in widths]
     residuals_ND, centroids = vectors_ND, []
     rows_N, ones_N = np.arange(len(vectors_ND)), np.ones(len(vectors_ND), dtype=np.float32)
     for level, size in enumerate(widths):

@@ -35,6 +35,7 @@ from sidrec.serving.problems import Problem
 from sidrec.serving.settings import ServeSettings
 from sidrec.serving.snapshot import Snapshot
 from sidrec.serving.store import Store
+from sidrec.types import Histories
 
 log = logging.getLogger("sidrec.serving")
 Entry = Mapping[str, Any]
@@ -113,6 +114,8 @@ class Models:
         try:
             before = self.current
             snapshot = before.with_items(entries)
+            if len(snapshot.recommender.items) > len(before.recommender.items):
+                fill_tables(snapshot.recommender)
             self._write(entries, deleted=False)
         except Exception as error:
             if len(changes) > 1:
@@ -316,6 +319,15 @@ def manifest_of(bundle: Path) -> Path:
     if not path.is_file():
         raise ArtifactError(f"{bundle} is not a bundle: no {artifact.MANIFEST} in it")
     return path
+
+
+def fill_tables(recommender: Recommender) -> None:
+    """Make what the first answer over a larger catalogue needs, so that no request waits for it."""
+    history = np.argsort(-recommender.train_counts_N, kind="stable")[:1]
+    try:
+        recommender.candidates(Histories.from_lists([history]), 1)
+    except Exception:
+        log.exception("models: no answer over the larger catalogue")  # requests get popular items
 
 
 def warm_up(recommender: Recommender) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sidrec.building import weights_follow
 from sidrec.testing.generators import CLOSE, fit_until
 from sidrec.testing.tiny_catalogue import (
     NUM_ITEMS,
@@ -110,7 +111,8 @@ def check_state_dict_carries_the_whole_model(scorer_class: Any, config: Any) -> 
     model = built(scorer_class, config)
     if not isinstance(model, nn.Module) or "seed" not in {f.name for f in fields(config)}:
         return
-    other = scorer_class.build(tiny_context(), replace(config, seed=config.seed + 1)).eval()
+    with weights_follow():
+        other = scorer_class.build(tiny_context(), replace(config, seed=config.seed + 1)).eval()
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(
         other.scores(tiny_batch()), model.scores(tiny_batch()), rtol=0, atol=0

@@ -37,7 +37,6 @@ from sidrec.tokenizers.placement import (
     limit_prefixes,
     match_last,
     spread_last,
-    taken_by,
 )
 from sidrec.types import Floats, Ids, Ints, ItemVectors, SemanticIds
 
@@ -166,7 +165,7 @@ def reassign(
     if (ids.codes < 0).any():
         after, figures = variable_length.resolve("reassign", ids, tokenizer, vectors)
         return after, _report("reassign", ids, after, **figures)
-    return _place(ids, tokenizer, vectors, taken=defaultdict(set), policy="reassign")
+    return _place(ids, tokenizer, vectors, taken=Taken(ids.codes[:0]), policy="reassign")
 
 
 @takes(SinkhornConfig)
@@ -181,7 +180,7 @@ def sinkhorn(
     All codes but the last stay. Identical vectors, and items beyond the codes of a prefix, go on
     colliding: `share_after` says how many.
     """
-    return _spread(ids, tokenizer, vectors, config, taken=defaultdict(set))
+    return _spread(ids, tokenizer, vectors, config, taken=Taken(ids.codes[:0]))
 
 
 @takes(CapacityConfig)
@@ -224,7 +223,7 @@ def assign_new(
     _require_full_length(existing, "assign_new")
     if policy == "capacity":
         return _limit(ids, tokenizer, new, config, existing=existing)
-    taken = taken_by(existing.codes)
+    taken = Taken(existing.codes)
     if policy == "sinkhorn":
         return _spread(ids, tokenizer, new, config, taken=taken)
     return _place(ids, tokenizer, new, taken=taken, policy="reassign")
@@ -232,9 +231,7 @@ def assign_new(
 
 def _count_on(existing: SemanticIds, ids: SemanticIds) -> tuple[SemanticIds, CollisionReport]:
     """Append the next free number of each ID, in the order of item ids."""
-    used: defaultdict[Prefix, set[int]] = defaultdict(set)
-    for codes in existing.codes.tolist():
-        used[tuple(codes[:-1])].add(codes[-1])
+    used = Taken(existing.codes)
     size = existing.num_codes[-1]
     numbers = np.empty(len(ids), dtype=np.int64)
     for row in np.argsort(ids.item_ids.astype(str), kind="stable"):
@@ -261,7 +258,9 @@ def _place(
 ) -> tuple[SemanticIds, CollisionReport]:
     """Match items to last codes that are neither `taken` nor shared; `taken` grows."""
     points_ND, books = _space(policy, ids, tokenizer, vectors)
-    room = _num_ids(ids.num_codes) - sum(map(len, taken.values()))
+    room = _num_ids(ids.num_codes) - taken.num_items
+    if room < len(ids):  # unless items share IDs
+        room = _num_ids(ids.num_codes) - taken.num_ids()
     _require_room(policy, len(ids), room, f"IDs of levels {ids.num_codes}", "num_codes")
     order = in_id_order(ids.item_ids)
     codes_NL, num_left = match_last(points_ND, ids.codes, books, order, taken)
@@ -322,7 +321,7 @@ def _limit(
         points_ND, ids.codes, books, order, counts, depth=depth, capacity=limit
     )
     if config.unique:
-        taken = taken_by(existing.codes)
+        taken = Taken(existing.codes)
         codes_NL, _ = match_last(points_ND, codes_NL, books, order, taken, depth=depth)
     return _moved(
         "capacity",

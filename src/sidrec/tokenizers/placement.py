@@ -26,16 +26,32 @@ from sidrec.tokenizers.quantisation import quantise, squared_distances
 from sidrec.types import Floats, Ids, Ints
 
 Prefix = tuple[int, ...]
-Taken = defaultdict[Prefix, set[int]]
-"""Prefix of L - 1 codes -> last codes that are not to be given away."""
 
 
-def taken_by(codes_NL: Ints) -> Taken:
-    """The last codes that items hold, by prefix."""
-    taken: Taken = defaultdict(set)
-    for codes in codes_NL.tolist():
-        taken[tuple(codes[:-1])].add(codes[-1])
-    return taken
+class Taken(dict[Prefix, set[int]]):
+    """Prefix of L - 1 codes -> last codes that are not to be given away.
+
+    At first those that items (N, L) hold, read off when their prefix is first asked for: a few new
+    items ask for few.
+    """
+
+    def __init__(self, codes_NL: Ints) -> None:
+        super().__init__()
+        self.num_items = len(codes_NL)
+        self._codes_NL = codes_NL[np.argsort(codes_NL[:, 0], kind="stable")]
+
+    def __missing__(self, prefix: Prefix) -> set[int]:
+        codes_NL = self._codes_NL
+        if prefix and len(codes_NL):
+            start, end = (np.searchsorted(codes_NL[:, 0], prefix[0], s) for s in ("left", "right"))
+            codes_NL = codes_NL[start:end]
+            codes_NL = codes_NL[(codes_NL[:, :-1] == np.array(prefix)).all(axis=1)]
+        self[prefix] = set(codes_NL[:, -1].tolist())
+        return self[prefix]
+
+    def num_ids(self) -> int:
+        """IDs that items held at first."""
+        return len(np.unique(self._codes_NL, axis=0))
 
 
 def in_id_order(item_ids: Ids) -> list[int]:
@@ -220,7 +236,7 @@ def _nearest_free(
     for prefixes in _widening(point_D, books[:-1], start):
         best: tuple[float, Prefix, int] | None = None
         for prefix in prefixes:
-            used = taken.get(prefix, set())
+            used = taken[prefix]
             if len(used) < len(books[-1]):
                 costs = squared_distances(_residuals(point_D[None], prefix, books), books[-1])[0]
                 costs[list(used)] = np.inf

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sidrec.errors import DataError
-from sidrec.tokenizers.placement import distortion, in_id_order, match_last, taken_by
+from sidrec.tokenizers.placement import Taken, distortion, in_id_order, match_last
 from sidrec.types import Floats, Ints, ItemVectors, SemanticIds
 
 
@@ -131,7 +131,7 @@ def _matched(
     points_ND = tokenizer.project(vectors)[whole]
     order = in_id_order(ids.item_ids[whole])
     matched_NL, num_left = match_last(
-        points_ND, codes_NL[whole], tokenizer.codebooks, order, taken_by(held_ML)
+        points_ND, codes_NL[whole], tokenizer.codebooks, order, Taken(held_ML)
     )
     codes_NL = codes_NL.copy()
     codes_NL[whole] = matched_NL
