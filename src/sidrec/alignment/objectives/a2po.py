@@ -27,9 +27,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sidrec.alignment.objectives.advantages import Std, group_parts, scored, standardised
-from sidrec.alignment.objectives.grpo import group_loss, mixed
-from sidrec.alignment.objectives.settings import require_a_term, require_not_negative
+from sidrec.alignment.objectives.advantages import group_parts, scored, standardised
+from sidrec.alignment.objectives.grpo import GrpoConfig, group_loss, mixed
 from sidrec.alignment.values import GroupLogProbs
 
 Fusion = Literal["a2po", "advantage_sum", "reward_sum", "business"]
@@ -37,25 +36,13 @@ ZERO = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class A2poConfig:
-    """Settings of `A2po`."""
+class A2poConfig(GrpoConfig):
+    """Settings of `A2po`: those of GRPO, and what becomes of the two rewards."""
+
+    name: ClassVar[str] = "a2po"
 
     fusion: Fusion = "a2po"
     """How the two rewards become one advantage; all but "a2po" are controls."""
-    kl_weight: float = 1e-3
-    """Weight of the k3 estimate of KL(π, reference), a code; 0 needs no reference."""
-    clip: float = 0.2
-    """eps: how far rho may move where rollouts are reused; 0 does not clip."""
-    group_weight: float = 1.0
-    """Weight of the rollouts."""
-    nll_weight: float = 0.0
-    """Weight of −log π of the truth."""
-    std: Std = "population"
-    """Spread that rewards are divided by."""
-
-    def __post_init__(self) -> None:
-        require_not_negative("a2po", self, "kl_weight", "clip")
-        require_a_term("a2po", self, "group_weight", "nll_weight")
 
 
 class A2po:

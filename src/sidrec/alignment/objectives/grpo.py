@@ -38,6 +38,8 @@ MOST_NATS = 20.0
 class GrpoConfig:
     """Settings of `Grpo`."""
 
+    name: ClassVar[str] = "grpo"
+
     kl_weight: float = 1e-3
     """Weight of the k3 estimate of KL(π, reference), a code; 0 needs no reference."""
     clip: float = 0.2
@@ -50,8 +52,8 @@ class GrpoConfig:
     """Spread that rewards are divided by; the reference code divides by the sample std."""
 
     def __post_init__(self) -> None:
-        require_not_negative("grpo", self, "kl_weight", "clip")
-        require_a_term("grpo", self, "group_weight", "nll_weight")
+        require_not_negative(self.name, self, "kl_weight", "clip")
+        require_a_term(self.name, self, "group_weight", "nll_weight")
 
 
 class Grpo:
