@@ -208,3 +208,8 @@ def test_a_user_id_may_end_as_a_route_does(listening):
             assert ask(path, "DELETE") == {"user_id": user, "events": 1}
         assert ask("a/b/history")["user_id"] == "a/b"
         assert len(ask("ann")["events"]) == 1
+
+
+def test_a_batch_with_one_fault_keeps_nothing(shared):
+    send(shared, event(1, user="eve"), event(2, user="eve", item=""), status=422)
+    assert shared.get("/v1/users/eve").json()["events"] == []

@@ -138,3 +138,27 @@ def test_every_answer_names_live_items_only_under_inserts_and_deletes(serving, b
             thread.join()
         assert not faults
         assert len(gone) == 12 and len(set(answers)) > 1
+
+
+def test_an_item_that_was_deleted_before_the_start_begins_anew(serving):
+    with serving() as client:
+        upsert(client, {"item_id": "new", "attributes": {"title": "old", "price": 3.0}})
+        client.delete("/v1/items/new")
+    for _ in range(2):
+        with serving() as client:
+            if client.get("/v1/items/new").status_code == 404:
+                upsert(client, {"item_id": "new", "attributes": {"title": "other"}})
+            found = client.get("/v1/items/new").json()["attributes"]
+            assert (found["title"], found["price"]) == ("other", None)
+
+
+def test_a_batch_with_one_fault_changes_nothing(shared, bundles):
+    price = {"price": 77.0}
+    entries = [
+        {"item_id": bundles.ids[0], "attributes": price}, {"item_id": "fine", "attributes": price},
+        {"item_id": "faulty", "attributes": {"price": "cheap"}},
+    ]  # fmt: skip
+    before = shared.get(f"/v1/items/{bundles.ids[0]}").json()
+    upsert(shared, *entries, status=422)
+    assert shared.get(f"/v1/items/{bundles.ids[0]}").json() == before
+    assert shared.get("/v1/items/fine").status_code == 404

@@ -328,3 +328,22 @@ def test_the_collector_takes_a_replaced_model_that_holds_itself(serving, bundles
             assert first() is not None and models.replaced.collect(60) == 0
             wait_until(lambda: models.replaced.collect(0) or first() is None)
             assert first() is None
+
+
+def test_stored_items_that_do_not_fit_the_bundle_of_the_start_are_named(serving, bundles, tmp_path):
+    from dataclasses import replace
+
+    import polars as pl
+
+    from sidrec.types import Items
+
+    items = bundles.recommender.items
+    table = items.attributes.with_columns(pl.col("price").cast(pl.String))
+    replace(bundles.recommender, items=Items(items.item_ids, table)).save(tmp_path / "m" / "text")
+    with serving() as client:
+        client.post("/v1/items", json={"items": [{"item_id": "n", "attributes": {"price": 3}}]})
+    with (
+        pytest.raises(ConfigError, match="'price' must be String"),
+        serving(bundle=tmp_path / "m" / "text"),
+    ):
+        pass

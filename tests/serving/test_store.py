@@ -222,3 +222,33 @@ def test_a_write_that_reads_first_waits_for_another_lock(tmp_path):
     other.execute("COMMIT")
     assert done.result(timeout=20) == 2  # the schema's line and theirs
     store.close()
+
+
+def test_only_this_user_may_read_the_store(serving, tmp_path):
+    with serving() as client:
+        send(client, batch(1))
+        rights = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.glob("store.sqlite*")}
+    assert set(rights) >= {"store.sqlite", "store.sqlite-wal"} and set(rights.values()) == {0o600}
+
+
+def test_a_path_that_is_no_file_is_no_store(tmp_path):
+    with pytest.raises(ServiceError, match="cannot be opened"):
+        Store(f"sqlite:///{tmp_path}")
+
+
+def test_an_erasure_that_leaves_the_user_in_the_log_is_not_acknowledged(
+    serving, tmp_path, monkeypatch
+):
+    """As while another program reads the file, such as a backup."""
+    monkeypatch.setattr("sidrec.serving.databases.BUSY_MS", 100)
+    with serving() as client:
+        send(client, batch(1))
+        other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM events").fetchone()
+        assert client.delete("/v1/users/u1").status_code == 503
+        assert b"u1" in (tmp_path / "store.sqlite-wal").read_bytes()
+        other.close()
+        assert client.delete("/v1/users/u1").status_code == 200
+        for path in tmp_path.glob("store.sqlite*"):
+            assert b"u1" not in path.read_bytes()

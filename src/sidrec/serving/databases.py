@@ -23,6 +23,8 @@ LOCK_SECONDS = 5.0
 """How long PostgreSQL may take to notice that the server before this one is gone."""
 WRITES = "sidrec_writes"
 """Execution option of connections that write; those of SQLite then wait for its lock."""
+BUSY_MS = 5000
+"""How long SQLite waits for what another connection holds."""
 IN_USE = "the store {} is in use by another server; stop it, or take another --store"
 
 
@@ -37,7 +39,7 @@ def engine_of(url: str) -> sa.Engine:
         connection.isolation_level = None  # transactions begin where we say so, below
         for pragma in (  # the first counts before the first table is made, and not after
             "auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=FULL",
-            "busy_timeout=5000", "secure_delete=ON", "foreign_keys=ON",
+            f"busy_timeout={BUSY_MS}", "secure_delete=ON", "foreign_keys=ON",
         ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
 
@@ -97,9 +99,13 @@ def _advisory_lock(engine: sa.Engine) -> Callable[[], None]:
 
 
 def _file_lock(path: str) -> Callable[[], None]:
-    """A lock on a file beside the database."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    """A lock on a file beside the database; where that is not there, it is made for this user."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # its log takes the same rights
+        handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ServiceError(f"the store {path} cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

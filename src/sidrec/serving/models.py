@@ -27,7 +27,7 @@ import orjson
 import sqlalchemy as sa
 
 from sidrec import artifact
-from sidrec.errors import ArtifactError, SidrecError
+from sidrec.errors import ArtifactError, ConfigError, SidrecError
 from sidrec.recommender import Recommender, load
 from sidrec.serving import store as tables
 from sidrec.serving.memory import Replaced
@@ -75,7 +75,13 @@ class Models:
         self._base = load(path, device=settings.device, compiled=settings.compiled and first)
         self._base = self._base if first else self._compiled(self._base, path.name)
         warm_up(self._base)
-        self.current: Snapshot = self.with_stored_items(self._base, path.name, 0)
+        try:
+            self.current: Snapshot = self.with_stored_items(self._base, path.name, 0)
+        except Problem as problem:
+            raise ConfigError(
+                f"{path} cannot be served with the items of this store: {problem.detail}; take "
+                "another --store, or a bundle whose items have the same columns"
+            ) from problem
 
     # ---------------------------------------------------------------- items
 
@@ -133,7 +139,7 @@ class Models:
             )
 
     def _write(self, entries: Sequence[Entry], *, deleted: bool) -> None:
-        t = tables.items
+        t, known = tables.items, self.current.recommender.items.row_of
 
         def write(connection: sa.Connection) -> None:
             place = connection.scalar(sa.select(sa.func.max(t.c.place))) or 0
@@ -142,6 +148,8 @@ class Models:
                 chosen = sa.select(t.c.attributes, t.c.available).where(same)
                 stored = connection.execute(chosen).first()
                 named, available = ("{}", True) if stored is None else stored
+                if entry["item_id"] not in known:  # deleted before the start: it begins anew
+                    named = "{}"
                 if entry["available"] is not None:
                     available = entry["available"]
                 values = {

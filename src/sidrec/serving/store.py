@@ -173,16 +173,25 @@ class Store:
         return self.failure is None
 
     def checkpoint(self) -> None:
-        """Empty SQLite's write-ahead log, so that no deleted row is left in it."""
+        """Empty SQLite's write-ahead log, so that no deleted row is left in it.
+
+        Problem `store_unavailable` where somebody who reads the file all the while keeps it.
+        """
         if self.engine.dialect.name != "sqlite":
             return
         connection = self.engine.raw_connection()
         try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (kept, *_) = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             raise Problem("store_unavailable", "the log cannot be emptied") from error
         finally:
             connection.close()
+        if kept:
+            raise Problem(
+                "store_unavailable",
+                "the log of the store cannot be emptied while another program reads it",
+                hint="send the same again",
+            )
 
     def give_back(self) -> int:
         """Hand up to `GIVEN_BACK` free pages of SQLite's file to the disk; return how many.
