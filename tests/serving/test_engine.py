@@ -9,6 +9,7 @@ import pytest
 
 from sidrec.serving import answers
 from sidrec.serving.engine import Engine
+from sidrec.serving.problems import Problem
 from sidrec.serving.schemas import RecommendRequest
 from sidrec.serving.snapshot import Snapshot
 from sidrec.types import Histories
@@ -109,3 +110,26 @@ def test_a_lone_request_is_not_kept_waiting_for_company(snapshot, bundles):
     asyncio.run(main())
     engine.stop()
     assert sizes == [1, 1, 1]
+
+
+def test_the_end_waits_for_what_waits_and_lets_nothing_else_in(snapshot):
+    engine, free, told = Engine(lambda: snapshot, max_batch=1), threading.Event(), []
+
+    async def main():
+        calls = [engine.call(lambda _: free.wait(WAIT_SECONDS), WAIT_SECONDS) for _ in range(3)]
+        asked = [asyncio.create_task(call) for call in calls]
+        while engine.depth < 2:
+            await asyncio.sleep(0.001)
+        ending = threading.Thread(target=engine.stop)
+        ending.start()
+        while not engine._stopping:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Problem) as refused:
+            await engine.call(lambda _: None, WAIT_SECONDS)
+        told.append(refused.value.code)
+        free.set()
+        told.extend(await asyncio.gather(*asked))
+        await asyncio.to_thread(ending.join)
+
+    asyncio.run(main())
+    assert told == ["not_ready", True, True, True]

@@ -341,3 +341,32 @@ def test_keys_let_any_name_in(serving, keys_file, keys_of):
     with serving(keys_file=keys_file) as client:
         headers = {"Host": "recommend.example", "X-Api-Key": keys_of["admin"]}
         assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/livez/", "/v1/models/", "/v1/recommend/", "/page/"])
+def test_no_answer_leads_to_where_the_host_header_says(serving, keys_file, keys_of, path):
+    with serving(keys_file=keys_file) as client:
+        headers = {"Host": "rebound.example", "X-Api-Key": keys_of["admin"]}
+        answer = client.get(path, headers=headers, follow_redirects=False)
+        assert answer.status_code == 404 and "location" not in answer.headers
+
+
+def test_what_an_unforeseen_error_says_is_not_logged(serving, bundles, monkeypatch, caplog):
+    """It may hold what the caller wrote; kind and place are logged, of its cause too."""
+    from sidrec.recommender import Recommender
+    from sidrec.serving.snapshot import Snapshot
+
+    def broken(_, given, *__, **___):
+        try:
+            return {}[f"marker-{given}"]
+        except KeyError as error:
+            raise ValueError(f"marker-{given}") from error
+
+    with serving() as client:
+        monkeypatch.setattr(Snapshot, "state", broken)
+        assert client.get("/v1/items/i").status_code == 500
+        monkeypatch.setattr(Recommender, "candidates", broken)
+        assert client.post("/v1/recommend", json={"history": bundles.history}).json()["degraded"]
+    texts = [logging.Formatter().format(record) for record in caplog.records]
+    failed = [text for text in texts if "in broken" in text and "KeyError" in text]
+    assert len(failed) == 2 and "marker-i" not in str(texts)

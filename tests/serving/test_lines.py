@@ -136,3 +136,22 @@ def test_more_that_ask_for_health_than_are_told_hear_that_it_is_not_well(serving
         assert client.get("/v1/users/nobody/history").status_code == 200
         gate.set()
         assert [future.result().status_code for future in sent] == [200] * 33
+
+
+def test_a_bundle_that_loads_holds_up_nothing_else(serving, bundles, monkeypatch):
+    with serving() as client, ThreadPoolExecutor(8) as senders:
+        service, gate, load = client.service, threading.Event(), client.service.models.loaded
+        monkeypatch.setattr(
+            service.models, "loaded", lambda name: gate.wait(LATE_SECONDS) and load(name)
+        )
+        swap = {"json": {"name": "second"}}
+        sent = [senders.submit(client.post, "/v1/models/activate", **swap) for _ in range(4)]
+        wait_for(lambda: service.lines.models._held == 4)  # 2 threads and 2 that wait
+        service.store.last_commit = 0
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/v1/models").json()["active"]["name"] == "first"
+        assert not client.post("/v1/recommend", json={"user_id": "someone"}).json()["degraded"]
+        assert client.post("/v1/items", json={"items": [{"item_id": "new"}]}).status_code == 200
+        assert not gate.is_set()
+        gate.set()
+        assert [future.result().status_code for future in sent] == [200] * 4

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import polars as pl
@@ -65,8 +67,32 @@ def test_kill_9_of_the_writer_loses_nothing_acknowledged(store_url):
     assert len(acknowledged) > 400 and acknowledged <= set(kept)
 
 
+def end_while_a_commit_waits(running, store, event):
+    """SIGTERM while another program holds up the commit of an event: it is answered first."""
+    said, other = [], sqlite3.connect(store, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    def send():
+        said.append(running.ask("POST", "/v1/events", {"events": [event]}))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    time.sleep(0.3)
+    ending = threading.Thread(target=lambda: said.append(running.end()))
+    ending.start()
+    time.sleep(0.5)
+    assert not said
+    with pytest.raises(OSError):
+        running.ask("GET", "/livez")  # nobody else comes in
+    other.execute("COMMIT")
+    other.close()
+    sender.join(60)
+    ending.join(60)
+    assert (said[0][0], said[0][1]["accepted"], said[1]) == (200, 1, 0)
+
+
 def test_kill_9_of_the_server_loses_nothing_acknowledged(server, bundles, tmp_path):
-    """Then the same batches are sent again, as a sender does that got no answer."""
+    """Then the same batches are sent again, as a sender does that got no answer; then SIGTERM."""
     store, item = tmp_path / "s.sqlite", bundles.ids[0]
     running, enough = server(bundles.first, store), threading.Event()
     acknowledged, batches = [], []
@@ -106,10 +132,12 @@ def test_kill_9_of_the_server_loses_nothing_acknowledged(server, bundles, tmp_pa
     assert again.ask("GET", "/v1/users/u0/history")[1]["items"][0] == item
     with pytest.raises(ServiceError, match="in use by another server"):
         Store(f"sqlite:///{store}")
-    assert again.end() == 0  # SIGTERM: everything answered and written
+    late = {"event_id": "late", "user_id": "u0", "item_id": item}
+    end_while_a_commit_waits(again, store, late)
     kept = kept_in(f"sqlite:///{store}")
     assert len(batches) >= len(acknowledged) > 20
-    assert sorted(kept) == sorted(event["event_id"] for batch in batches for event in batch)
+    sent = [event["event_id"] for batch in [*batches, [late]] for event in batch]
+    assert sorted(kept) == sorted(sent)
     opened = Store(f"sqlite:///{store}")
     everything = export_parquet(opened, tmp_path / "events.parquet", quarantined=True)
     assert everything == len(kept)  # a fast machine sends more than the cap of a user lets count

@@ -43,6 +43,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         description="Recommendations from semantic IDs. Errors are application/problem+json.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would lead wherever the Host header says
         lifespan=lifespan,
     )
     app.state.service = service
@@ -63,7 +64,12 @@ async def on_problem(request: Request, problem: Problem) -> Response:
 
 async def on_invalid(request: Request, error: RequestValidationError) -> Response:
     """A body or path that does not fit."""
-    return problem_response(from_validation(error.errors(), FIELDS), request.state.request_id)
+    problem = from_validation(error.errors(), FIELDS)
+    if problem.errors[0]["field"] == "body" and "json" not in request.headers.get(
+        "content-type", ""
+    ):
+        problem.hint = "send Content-Type: application/json"
+    return problem_response(problem, request.state.request_id)
 
 
 async def on_http(request: Request, error: HTTPException) -> Response:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidrec.recommender import POPULAR
-from sidrec.serving.problems import Problem
+from sidrec.serving.problems import Problem, places_of
 from sidrec.serving.snapshot import Snapshot
 from sidrec.types import PAD, Bools, Floats, Histories, Ints
 
@@ -222,8 +222,8 @@ class Engine:
             if live:
                 try:
                     self._answer(live)
-                except Exception:  # the thread must outlive whatever a request does
-                    log.exception("engine: a batch of %d failed", len(live))
+                except Exception as error:  # the thread must outlive whatever a request does
+                    log.error("engine: a batch of %d failed\n%s", len(live), places_of(error))
                     _settle([(w, None, Problem("internal")) for w in live])
                 seconds = time.perf_counter() - start
                 each = seconds / len(live)
@@ -313,8 +313,9 @@ def look_up(snapshot: Snapshot, queries: Sequence[Query]) -> list[Found]:
             exclude=[query.exclude for query in queries],
             keep_N=first.keep_N,
         )
-    except Exception:
-        log.exception("engine: system %s failed; answered with popular items", source)
+    except Exception as error:
+        said = "engine: system %s failed; answered with popular items\n%s"
+        log.error(said, source, places_of(error))
         return [popular(snapshot, query, "engine_error") for query in queries]
     answers = []
     for query, rows_K, scores_K in zip(queries, found.rows_BK, found.scores_BK, strict=True):

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidrec.serving.auth import foreign, may, needed_role, offered_key, role_of
-from sidrec.serving.problems import Problem, problem_response
+from sidrec.serving.problems import Problem, places_of, problem_response
 from sidrec.serving.service import Service
 
 log = logging.getLogger("sidrec.serving")
@@ -58,8 +58,8 @@ class Gate:
         except Problem as problem:
             if not status:
                 await problem_response(problem, request_id)(scope, receive, sending)
-        except Exception:
-            log.exception("request %s failed", request_id)
+        except Exception as error:
+            log.error("request %s failed\n%s", request_id, places_of(error))
             if not status:
                 response = problem_response(Problem("internal"), request_id)
                 await response(scope, receive, sending)

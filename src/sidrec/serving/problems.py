@@ -7,6 +7,7 @@ request and nothing else.
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,18 @@ def problem_response(problem: Problem, request_id: str) -> Response:
     )
 
 
+def places_of(error: BaseException) -> str:
+    """Kind and place of an error and of its causes, for the log, without what they say: that may
+    hold what a caller wrote.
+    """
+    told: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        told += [*traceback.format_tb(cause.__traceback__), f"{type(cause).__name__}\n"]
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "".join(told)
+
+
 def from_validation(errors: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Problem:
     """What pydantic found, field by field; `names` are the fields there are."""
     listed, unknown = [], False
@@ -94,8 +107,12 @@ def from_validation(errors: Iterable[Mapping[str, Any]], names: Sequence[str]) -
         if error["type"] == "extra_forbidden":
             unknown = True
             entry["message"] = f"no field {place[-1]!r}"
-            if near := difflib.get_close_matches(place[-1], names, n=1):
+            near = difflib.get_close_matches(place[-1], names, n=1)
+            if near and near[0] != place[-1]:  # else another route has it
                 entry["message"] += f"; did you mean {near[0]!r}?"
+        elif error["type"] == "json_invalid":
+            why = str(error.get("ctx", {}).get("error", ""))[:100]
+            entry = {"field": "body", "message": f"no JSON: {why} at character {place[-1]}"}
         listed.append(entry)
         if len(listed) == 20:
             break

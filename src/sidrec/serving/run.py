@@ -61,5 +61,6 @@ def configured(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
         http=impatient(settings.read_seconds, Room(app.state.service)),
         log_level="warning",
         access_log=False,
+        server_header=False,
         timeout_keep_alive=30,
     )
