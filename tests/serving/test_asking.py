@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sidrec.serving.schemas import SearchAnswer
+
 
 def ask(client, path="/v1/recommend", status=200, **body):
     answer = client.post(path, json=body)
@@ -176,3 +178,62 @@ def test_a_bundle_with_a_search_part_answers_texts(serving, bundles, searching):
         assert ids_of(ask(client, "/v1/search", query=dirty, k=5, history=bundles.history)) == (
             ids_of(body)
         )
+
+
+def test_what_a_scenario_and_a_request_contradict_is_the_callers_mistake(serving, bundles, caplog):
+    scenarios = {"why": {"explain": True}, "many": {"k": 50}}
+    with serving(scenarios=scenarios) as client:
+        for body in ({"scenario": "why", "k": 50}, {"scenario": "many", "explain": True}):
+            said = ask(client, history=bundles.history, status=422, **body)
+            assert said["code"] == "invalid_request" and "at most 20" in said["detail"]
+    assert not caplog.records
+
+
+def test_what_is_left_out_of_a_ranking_is_named(serving, bundles):
+    gone, away, listed = bundles.ids[:3]
+    with serving() as client:
+        client.delete(f"/v1/items/{gone}")
+        client.patch(f"/v1/items/{away}", json={"available": False})
+        history = [*bundles.history, "once"]
+        body = ask(client, "/v1/rank", history=history, items=[listed, "nobody", gone, away])
+    assert ids_of(body) == [listed] and body["skipped_items"] == ["nobody", gone, "once"]
+    rules = [(rule["kind"], rule["removed"]) for rule in body["applied_filters"]]
+    assert rules == [("items", len(bundles.ids) - 3), ("unavailable", 1)]
+
+
+def test_an_explanation_takes_no_system_since_the_generator_gives_it(shared, bundles):
+    body = {"history": bundles.history, "item_id": bundles.ids[0], "system": "popularity"}
+    said = ask(shared, "/v1/explain", status=422, **body)
+    assert said["code"] == "unknown_field" and said["detail"] == "system: no field 'system'"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "said"),
+    [
+        (b'{"history": [', "application/json", "no JSON"),
+        (b'{"history": []}', "application/x-www-form-urlencoded", "Content-Type: application/json"),
+        (b"history=a", "text/plain", "Content-Type: application/json"),
+    ],
+)
+def test_a_body_that_cannot_be_read_says_why(shared, content, kind, said):
+    answer = shared.post("/v1/recommend", content=content, headers={"Content-Type": kind})
+    problem = answer.json()
+    assert answer.status_code == 422 and problem["errors"][0]["field"] == "body"
+    assert said in problem["detail"] + problem["hint"]
+
+
+def test_a_search_says_what_the_query_was_taken_to_mean(serving, bundles, tmp_path):
+    from sidrec import config
+    from sidrec.search_part import SearchConfig, fit_search
+
+    settings = config.parse(SearchConfig, {"searchers": [{"name": "bm25"}], "understanding": {}})
+    recommender = bundles.recommender.with_search(fit_search(bundles.recommender.items, settings))
+    recommender.save(tmp_path / "reading")
+    word = max(recommender.titles[0].split(), key=len).lower()
+    query = f"{word[:-1]} under 20 dollars"
+    with serving(bundle=tmp_path / "reading") as client:
+        body = ask(client, "/v1/search", query=query)
+    found = body["understood"]
+    assert SearchAnswer.model_validate(body).understood
+    assert found == recommender.understand(query).to_dict()
+    assert found["filters"][0]["filter"]["field"] == "price"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+
 import pytest
 
 from sidrec.serving.client import Client, RefusedError
@@ -67,3 +70,28 @@ def test_a_plan_says_what_a_request_would_do(client, bundles):
     plan = client.plan(history=bundles.history, exclude_items=[bundles.ids[0]])
     assert plan.dry_run and plan.history_items == len(bundles.history)
     assert plan.allowed_items < len(bundles.ids)
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_opened_again():
+    """As after half a minute without a request."""
+    body = b'{"models":[],"experiments":[]}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    listening = socket.create_server(("127.0.0.1", 0))
+    taken = threading.Semaphore(0)
+
+    def answer_and_close():
+        for _ in range(3):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+            taken.release()
+
+    serving = threading.Thread(target=answer_and_close, daemon=True)
+    serving.start()
+    with Client("http://{}:{}".format(*listening.getsockname())) as client:
+        for _ in range(3):
+            assert client.experiments().experiments == []
+            assert taken.acquire(timeout=20)
+    serving.join()
+    listening.close()

@@ -32,7 +32,7 @@ BODIES = {
     "/v1/recommend#history": {"history": ["", ""], "filter": WORKS},
     "/v1/similar": {"item_id": "", "filter": TREE, "exclude_items": [""], "include_fields": [""]},
     "/v1/rank": {"user_id": "", "history": [""], "items": [""], "include_fields": [""]},
-    "/v1/explain": {"user_id": "", "history": [""], "item_id": "", "system": ""},
+    "/v1/explain": {"user_id": "", "history": [""], "item_id": ""},
     "/v1/search": {"query": "", "user_id": "", "history": [""], "filter": TREE},
     "/v1/events": {"events": [EVENT]},
     "/v1/items": {"items": [{"item_id": "", "attributes": {"title": "", "": ""}}]},

@@ -208,3 +208,27 @@ def test_who_sends_slowly_takes_no_place(listening, bundles):
             assert next(answers(connection))[0] == 200
         for connection in slow:
             connection.close()
+
+
+def test_who_waits_for_a_history_takes_no_place(listening, bundles, monkeypatch):
+    with listening(max_queue=2, timeout_ms=60_000) as server:
+        service, gate = server.service, threading.Event()
+        read = service.events.history
+        monkeypatch.setattr(service.events, "history", lambda user: gate.wait(60) and read(user))
+        readers = [socket.create_connection(server.address, timeout=20) for _ in range(6)]
+        mine = json.dumps({"history": bundles.history, "k": 3}).encode()
+        for number, connection in enumerate(readers):
+            body = json.dumps({"user_id": f"u{number}", "k": 3}).encode().ljust(len(mine))
+            connection.sendall(asking(bundles).replace(mine, body))
+            end = time.monotonic() + 20
+            while service.reading <= number:
+                assert time.monotonic() < end
+                time.sleep(0.005)
+        with socket.create_connection(server.address, timeout=20) as connection:
+            connection.sendall(asking(bundles))
+            assert next(answers(connection))[0] == 200
+        gate.set()
+        assert {next(answers(connection))[0] for connection in readers} <= {200, 429}
+        assert service.reading == 0
+        for connection in readers:
+            connection.close()

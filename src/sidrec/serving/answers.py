@@ -19,7 +19,7 @@ from sidrec.serving.engine import Found, Query, Rule
 from sidrec.serving.problems import Problem
 from sidrec.serving.rerank import boosted, diversified, pool_of
 from sidrec.serving.schemas import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
-from sidrec.serving.snapshot import Snapshot
+from sidrec.serving.snapshot import MAX_SKIPPED, Snapshot
 from sidrec.types import Bools, Floats, Ints
 
 NOTHING = np.zeros(0, dtype=np.int64)
@@ -72,15 +72,21 @@ def recommend_query(
 
 
 def rank_query(snapshot: Snapshot, request: RankRequest, history: Sequence[str]) -> Query:
-    """What a rank request asks: the given items, and no others."""
+    """What a rank request asks: the given items, and no others.
+
+    Skipped are those of them that the catalogue lacks, then those of the history.
+    """
     snapshot.require_fields(request.include_fields)
-    rows_T, _ = snapshot.rows_known(history)
-    rows, skipped = snapshot.rows_known(request.items)
-    rows = np.unique(rows)
+    rows_T, lost = snapshot.rows_known(history)
+    rows = np.unique(snapshot.rows_known(request.items)[0])
+    row_of, deleted_N = snapshot.recommender.items.row_of, snapshot.deleted_N
+    lacking = [i for i in request.items if (row := row_of.get(i)) is None or deleted_N[row]]
     keep_N = np.zeros(len(snapshot.available_N), dtype=bool)
     keep_N[rows] = True
     keep_N &= snapshot.available_N
-    rule = Rule(kind="items", removed=int(snapshot.available_N.sum() - keep_N.sum()))
+    rules = [Rule(kind="items", removed=int(snapshot.available_N.sum() - keep_N.sum()))]
+    if away := len(rows) - int(keep_N.sum()) - int(deleted_N[rows].sum()):
+        rules.append(Rule(kind="unavailable", removed=away))
     return Query(
         rows_T=rows_T,
         k=max(len(rows), 1),
@@ -88,8 +94,8 @@ def rank_query(snapshot: Snapshot, request: RankRequest, history: Sequence[str])
         keep_N=keep_N,
         keep_key=("items", rows.tobytes()),
         exclude=NOTHING,
-        rules=(rule,),
-        skipped=tuple(skipped),
+        rules=tuple(rules),
+        skipped=tuple(dict.fromkeys([*lacking, *lost]))[:MAX_SKIPPED],
     )
 
 
@@ -317,7 +323,14 @@ def search_answer(
         "degraded": False,
         "degraded_reason": None,
         "skipped_items": skipped,
+        "understood": understood_of(recommender, request.query),
     }
+
+
+def understood_of(recommender: Recommender, query: str) -> dict[str, Any] | None:
+    """What the search took a query to mean; None where it takes the words as they come."""
+    reading = searching.part_of(recommender).understanding
+    return None if reading is None else reading.parse(query).to_dict()  # it was kept
 
 
 def can_search(recommender: Recommender) -> bool:

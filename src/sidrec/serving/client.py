@@ -5,13 +5,15 @@
         client.send_events([{"event_id": "1", "user_id": "ann", "item_id": "B004756YJA"}])
 
 A refused request raises `RefusedError` with the server's code and hint. One connection, so one
-client a thread. A request is never repeated by itself.
+client a thread; where the server has closed it, idle for half a minute, a fresh one is opened. A
+request is never repeated by itself.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import selectors
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -105,10 +107,10 @@ class Client:
     def search(
         self, query: str, *, user_id: str | None = None, history: Sequence[str] | None = None,
         **fields: Any,
-    ) -> schemas.Answer:  # fmt: skip
+    ) -> schemas.SearchAnswer:  # fmt: skip
         """The best answers to a text, those first that the person would like."""
         body = {"query": query, "user_id": user_id, "history": history, **fields}
-        return self._ask("POST", "/v1/search", body, schemas.Answer)
+        return self._ask("POST", "/v1/search", body, schemas.SearchAnswer)
 
     def trace(
         self, *, user_id: str | None = None, history: Sequence[str] | None = None, **fields: Any
@@ -197,6 +199,8 @@ class Client:
         if body is not None:
             named = {name: value for name, value in body.items() if value is not None}
             content = json.dumps(named, default=str).encode()
+        if closed_meanwhile(self._connection):
+            self._connection.close()
         try:
             self._connection.request(method, self._base + path, content, self._headers)
             answer = self._connection.getresponse()
@@ -215,3 +219,12 @@ class Client:
             ) from error
         wait = answer.headers.get("Retry-After")
         raise RefusedError(problem, None if wait is None else float(wait))
+
+
+def closed_meanwhile(connection: http.client.HTTPConnection) -> bool:
+    """Whether the other side has ended an idle connection: there is something to read, its end."""
+    if connection.sock is None:
+        return False
+    with selectors.DefaultSelector() as watched:
+        watched.register(connection.sock, selectors.EVENT_READ)
+        return bool(watched.select(0))

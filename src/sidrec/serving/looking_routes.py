@@ -73,7 +73,7 @@ async def page_file(name: str) -> Response:
 
 
 async def history_that_can_be_read(
-    request: Request, body: schemas.Asked, deadline: float
+    request: Request, body: schemas.Known, deadline: float
 ) -> Sequence[str]:
     """The history that a request means. Problem `store_unavailable` or `overloaded`."""
     history, missing = await history_of(service_of(request), body.user_id, body.history, deadline)

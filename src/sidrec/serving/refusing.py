@@ -27,11 +27,13 @@ PLACE = b"0" * 24
 class Room:
     """The requests for the engine that have come whole, and the refusal of those too many.
 
-    Many come before the first of them reaches the queue. One loop's thread uses it.
+    Many come before the first of them reaches the queue. Those whose history is still being read
+    are not counted: they have a line of their own, so a store that hangs shuts nobody out. One
+    loop's thread uses it.
     """
 
     def __init__(self, service: Service) -> None:
-        self._engine, self._inside = service.engine, 0
+        self._service, self._engine, self._inside = service, service.engine, 0
         problem = Problem(
             "overloaded",
             "as many requests wait as may",
@@ -43,7 +45,8 @@ class Room:
 
     def refusal(self, route: str) -> bytes | None:
         """A whole answer that refuses one more; None where it may come in."""
-        if not self._engine.full(self._inside - self._engine.busy):
+        waiting = self._inside - self._service.reading - self._engine.busy
+        if not self._engine.full(waiting):
             return None
         self._counts[route].inc()
         request_id = b"%024x" % random.getrandbits(96)  # no call that would let go of the lock

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import orjson
+import pydantic
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
@@ -15,7 +16,7 @@ from sidrec.serving import answers, schemas
 from sidrec.serving.auth import may
 from sidrec.serving.engine import Found, Query, seconds_of
 from sidrec.serving.looking import active_model
-from sidrec.serving.problems import Problem
+from sidrec.serving.problems import Problem, from_validation
 from sidrec.serving.schemas import RecommendRequest
 from sidrec.serving.service import Service
 from sidrec.serving.snapshot import Snapshot
@@ -66,6 +67,7 @@ async def history_of(
     assert user_id is not None  # the schema asks for one of both
     if (found := service.events.cached(user_id)) is not None:
         return found, None
+    service.reading += 1
     try:
         async with asyncio.timeout(deadline - time.perf_counter()):
             return await service.lines.reads.run(service.events.history, user_id), None
@@ -73,9 +75,11 @@ async def history_of(
         return (), "deadline"
     except Problem:  # the store fails, or is so slow that too many wait for it
         return (), "store_unavailable"
+    finally:
+        service.reading -= 1
 
 
-def may_not_see_history(request: Request, body: schemas.Asked | schemas.SearchRequest) -> bool:
+def may_not_see_history(request: Request, body: schemas.Known | schemas.SearchRequest) -> bool:
     """Whether the answer is made from a stored history that the key may not read."""
     return body.history is None and not may(request.state.role, "secret")
 
@@ -174,7 +178,10 @@ def with_scenario(service: Service, body: RecommendRequest) -> RecommendRequest:
             errors=[{"field": "scenario", "message": "unknown"}],
         )
     given = body.model_dump(exclude_unset=True)
-    return RecommendRequest.model_validate({**scenarios[name], **given})
+    try:
+        return RecommendRequest.model_validate({**scenarios[name], **given})
+    except pydantic.ValidationError as error:  # each is valid, both together are not
+        raise from_validation(error.errors(), ()) from None
 
 
 def degraded_or_not(
@@ -206,7 +213,8 @@ async def rank(request: Request, body: schemas.RankRequest) -> Response:
     )
     said = await while_connected(request, found)
     if may_not_see_history(request, body):
-        said = answers.without_history(said)
+        named = [item for item in said["skipped_items"] if item in body.items]
+        said = {**answers.without_history(said), "skipped_items": named}
     return degraded_or_not(request, start, service, said, missing)
 
 
@@ -237,7 +245,7 @@ async def explain(request: Request, body: schemas.ExplainRequest) -> Response:
     return stamped(request, start, said)
 
 
-@router.post("/v1/search", responses=says(schemas.Answer, 404, 429, 503))
+@router.post("/v1/search", responses=says(schemas.SearchAnswer, 404, 429, 503))
 async def search(request: Request, body: schemas.SearchRequest) -> Response:
     """Items for a text, where the bundle has a search part."""
     start, service = time.perf_counter(), service_of(request)

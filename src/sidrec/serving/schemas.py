@@ -55,13 +55,11 @@ class Boost(In):
     factor: Annotated[float, Field(gt=0, le=1000)]
 
 
-class Asked(In):
+class Known(In):
     """Who asks: a user whose events are known, or a history, oldest item first."""
 
     user_id: Id | None = None
     history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] | None = None
-    system: Word | None = None
-    """One of the model's systems; None takes the first."""
     timeout_ms: Annotated[int, Field(ge=1, le=60_000)] | None = None
 
     @model_validator(mode="after")
@@ -69,6 +67,13 @@ class Asked(In):
         if self.user_id is None and self.history is None:
             raise ValueError("give user_id or history")
         return self
+
+
+class Asked(Known):
+    """Who asks, and which system is to answer."""
+
+    system: Word | None = None
+    """One of the model's systems; None takes the first."""
 
 
 class RecommendRequest(Asked):
@@ -117,8 +122,8 @@ class RankRequest(Asked):
     include_fields: Annotated[list[Word], Field(max_length=32)] = []
 
 
-class ExplainRequest(Asked):
-    """Why an item."""
+class ExplainRequest(Known):
+    """Why an item; the model's generator says it, whatever system would list the item."""
 
     item_id: Id
 
@@ -209,7 +214,7 @@ class Answer(Out):
     model: str
     model_version: str
     catalogue_version: int
-    """Goes up with every change of items."""
+    """Goes up with every change of items and every swap, from 0 at the start of the server."""
     items: list[RankedItem]
     applied_filters: list[AppliedFilter]
     degraded: bool
@@ -219,6 +224,59 @@ class Answer(Out):
     """Items of the history or of the request that the catalogue lacks; the first 20."""
     experiment: dict[str, str] | None = None
     took_ms: float
+
+
+class QuerySpan(Out):
+    """A part of the corrected query that was recognised."""
+
+    start: int
+    end: int
+    label: str
+    """`brand`, `category`, `colour`, `price`, `size`, `quantity` or `excluded`."""
+    text: str
+    values: list[str]
+    """What the catalogue calls it."""
+
+
+class QueryFilter(Out):
+    """A filter that a span asks for."""
+
+    label: str
+    filter: dict[str, Any]
+
+
+class QueryCategory(Out):
+    """A category that the query may mean."""
+
+    path: list[str]
+    probability: float
+
+
+class Understood(Out):
+    """What a query was taken to mean; what of it moves the list is a setting of the search part."""
+
+    query: str
+    corrected: str
+    corrections: list[tuple[str, str]]
+    """(written, corrected)."""
+    segments: list[str]
+    """The corrected query, cut into phrases."""
+    spans: list[QuerySpan]
+    expansions: list[str]
+    """Words that belong to it without being in it."""
+    filters: list[QueryFilter]
+    categories: list[QueryCategory]
+    intent: dict[str, float]
+    """Shares of words that name a brand, a kind of thing, a property, something else."""
+    source: str
+    """`embedded`, or the language model that was asked."""
+
+
+class SearchAnswer(Answer):
+    """An answer to a text."""
+
+    understood: Understood | None = None
+    """None where the bundle searches the words as they come."""
 
 
 class Explanation(Out):

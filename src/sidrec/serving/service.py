@@ -49,6 +49,8 @@ class Service:
             max_wait_seconds=(settings.max_wait_ms or math.inf) / 1000,
             max_batch=settings.max_batch,
         )
+        self.reading = 0
+        """Requests that wait for a history; counted on the thread of the one loop."""
         self.metrics = Metrics()
         self.metrics.watch(
             queue=lambda: self.engine.depth,
