@@ -213,3 +213,54 @@ def test_a_user_id_may_end_as_a_route_does(listening):
 def test_a_batch_with_one_fault_keeps_nothing(shared):
     send(shared, event(1, user="eve"), event(2, user="eve", item=""), status=422)
     assert shared.get("/v1/users/eve").json()["events"] == []
+
+
+def test_a_long_export_of_a_user_goes_on_where_it_ended(serving, store_url, monkeypatch):
+    monkeypatch.setattr("sidrec.serving.events.MAX_EXPORTED", 3)
+    with serving(store=store_url) as client:
+        send(client, *[event(i) for i in range(7)], event(1, user="bob"))
+        pages, last = [], 0
+        while not pages or pages[-1]["truncated"]:
+            pages.append(client.get(f"/v1/users/ann?after={last}").json())
+            last = pages[-1]["events"][-1]["id"]
+        found = [e["event_id"] for page in pages for e in page["events"]]
+        assert found == [f"ann-{i}" for i in range(7)] and len(pages) == 3
+        assert client.get("/v1/users/ann?after=-1").status_code == 422
+
+
+def test_events_are_exported_while_the_server_runs(serving, store_url, tmp_path, capfd):
+    from sidrec import cli
+
+    with serving(store=store_url) as client:
+        send(client, event(1), event(2))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["export-events", store_url, str(tmp_path / "e.parquet")])
+        assert stop.value.code == 0
+        assert send(client, event(3))["accepted"] == 1
+    assert pl.read_parquet(tmp_path / "e.parquet")["user_id"].to_list() == ["ann", "ann"]
+    assert "wrote 2 events" in capfd.readouterr().out
+
+
+def test_a_file_that_is_no_store_is_not_exported_and_stays_as_it_is(tmp_path, capfd):
+    import sqlite3
+
+    from sidrec import cli
+
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("create table mine (x)")
+    other.close()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export-events", str(path), str(tmp_path / "e.parquet")])
+    assert stop.value.code == 1 and "no store that can be read" in capfd.readouterr().err
+    with sqlite3.connect(path) as other:
+        assert other.execute("select name from sqlite_master").fetchall() == [("mine",)]
+    other.close()
+
+
+def test_looking_for_old_events_does_not_hold_up_the_writer(serving):
+    with serving(retention_days=2) as client:
+        send(client, event(1))
+        commits, store = [], client.service.store
+        store.on_commit = lambda seconds, size: commits.append(size)
+        assert client.service.events.sweep() == 0 and commits == []

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sidrec.cli import options, output
-from sidrec.errors import ConfigError, MissingExtra
+from sidrec.errors import ConfigError, MissingExtra, ServiceError
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client", "sqlalchemy")
 
@@ -117,18 +117,25 @@ def export_events(
         bool, typer.Option("--quarantined", help="Also events that were too many from one user.")
     ] = False,
 ) -> None:
-    """Write a stopped server's events as Parquet, for the next `sidrec fit`."""
+    """Write a server's events as Parquet, for the next `sidrec fit`; it may run meanwhile."""
     for package in NEEDED:
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "serve", "sidrec export-events")
+    from sidrec.serving.databases import shown
     from sidrec.serving.events import export_parquet
-    from sidrec.serving.store import Store
+    from sidrec.serving.problems import Problem
+    from sidrec.serving.store import Reader
 
     if "://" not in store and not Path(store).is_file():
         raise ConfigError(f"there is no store {store}")
-    opened = Store(store if "://" in store else f"sqlite:///{store}")
+    opened = Reader(store if "://" in store else f"sqlite:///{store}")
     try:
         count = export_parquet(opened, path, quarantined=quarantined)
+    except Problem as problem:
+        why = getattr(problem.__cause__, "orig", None) or problem.detail
+        raise ServiceError(
+            f"{shown(opened.engine)} is no store that can be read: {why}"
+        ) from problem
     finally:
         opened.close()
     output.line(f"wrote {count} events to {path}")

@@ -148,9 +148,12 @@ class Client:
         path = f"/v1/users/{quote(user_id, safe='')}/history"
         return self._ask("GET", path, None, schemas.UserHistory)
 
-    def export_user(self, user_id: str) -> schemas.UserExport:
-        """Everything that is stored of a user."""
-        return self._ask("GET", f"/v1/users/{quote(user_id, safe='')}", None, schemas.UserExport)
+    def export_user(self, user_id: str, *, after: int = 0) -> schemas.UserExport:
+        """Everything that is stored of a user; where it is truncated, the rest comes `after` the id
+        of its last event.
+        """
+        path = f"/v1/users/{quote(user_id, safe='')}?after={after}"
+        return self._ask("GET", path, None, schemas.UserExport)
 
     def erase_user(self, user_id: str) -> schemas.UserErased:
         """Delete everything that is stored of a user."""

@@ -26,7 +26,7 @@ from sidrec.serving.clock import CLOCK
 from sidrec.serving.problems import Problem
 from sidrec.serving.schemas import Event
 from sidrec.serving.settings import ServeSettings
-from sidrec.serving.store import Store
+from sidrec.serving.store import Reader, Store
 
 HOUR_SECONDS = 3600
 EXPORT_ROWS = 100_000
@@ -165,10 +165,11 @@ class EventLog:
 
     # ---------------------------------------------------------------- a user's rights
 
-    def export(self, user_id: str) -> tuple[list[dict[str, Any]], bool]:
-        """Every stored event of a user, oldest first, and whether there are more than fit."""
+    def export(self, user_id: str, after: int = 0) -> tuple[list[dict[str, Any]], bool]:
+        """Stored events of a user with an `id` above `after`, by it, and whether there are more."""
         t = tables.events
-        chosen = sa.select(t).where(t.c.user_id == user_id).order_by(t.c.time_us, t.c.id)
+        mine = (t.c.user_id == user_id) & (t.c.id > after)
+        chosen = sa.select(t).where(mine).order_by(t.c.id)
         with self.store.reading() as connection:
             rows = connection.execute(chosen.limit(MAX_EXPORTED + 1)).mappings().all()
         listed = [{str(name): value for name, value in row.items()} for row in rows]
@@ -197,15 +198,22 @@ class EventLog:
     # ---------------------------------------------------------------- upkeep
 
     def sweep(self) -> int:
-        """Delete up to `SWEEP_ROWS` events that are older than the retention; return how many."""
+        """Delete up to `SWEEP_ROWS` events that are older than the retention; return how many.
+
+        They are looked for beside the writer, which would have nothing else written meanwhile.
+        """
         days = self.settings.retention_days
         if days is None:
             return 0
         cutoff_us = CLOCK.now_us() - int(days * 86_400 * 1e6)
         t = tables.events.c
+        with self.store.reading() as connection:
+            found = sa.select(t.id).where(t.received_us < cutoff_us).limit(SWEEP_ROWS)
+            old = connection.scalars(found).all()
+        if not old:
+            return 0
 
         def write(connection: sa.Connection) -> list[str]:
-            old = sa.select(t.id).where(t.received_us < cutoff_us).limit(SWEEP_ROWS)
             gone = tables.events.delete().where(t.id.in_(old)).returning(t.user_id)
             return list(connection.scalars(gone))
 
@@ -230,8 +238,10 @@ def busiest(counts: dict[str, int], limit: int) -> dict[str, int]:
     return counts
 
 
-def export_parquet(store: Store, path: Path, *, quarantined: bool = False) -> int:
+def export_parquet(store: Reader, path: Path, *, quarantined: bool = False) -> int:
     """Write all events as one Parquet file that `sidrec fit` reads; return how many.
+
+    Read some at a time, so that a server's log is not kept from being emptied.
 
     Columns: user_id, item_id, timestamp (microseconds), event_type, weight, session_id,
     request_id, position. Events in quarantine are left out unless asked for.
@@ -240,17 +250,17 @@ def export_parquet(store: Store, path: Path, *, quarantined: bool = False) -> in
     columns = [t.user_id, t.item_id, t.time_us.label("timestamp"), t.event_type, t.weight,
                t.session_id, t.request_id, t.position]  # fmt: skip
     parts, last = [pl.DataFrame(schema=EXPORT_SCHEMA)], 0
-    with store.reading() as connection:
-        while True:
-            chosen = sa.select(t.id, *columns).where(t.id > last).order_by(t.id).limit(EXPORT_ROWS)
-            if not quarantined:
-                chosen = chosen.where(t.quarantined.is_(False))
+    while True:
+        chosen = sa.select(t.id, *columns).where(t.id > last).order_by(t.id).limit(EXPORT_ROWS)
+        if not quarantined:
+            chosen = chosen.where(t.quarantined.is_(False))
+        with store.reading() as connection:
             rows = connection.execute(chosen).all()
-            if not rows:
-                break
-            last = rows[-1][0]
-            listed = [tuple(row)[1:] for row in rows]
-            parts.append(pl.DataFrame(listed, schema=EXPORT_SCHEMA, orient="row"))
+        if not rows:
+            break
+        last = rows[-1][0]
+        listed = [tuple(row)[1:] for row in rows]
+        parts.append(pl.DataFrame(listed, schema=EXPORT_SCHEMA, orient="row"))
     table = pl.concat(parts)
     scratch = path.with_name(f".{path.name}.part")
     table.write_parquet(scratch)

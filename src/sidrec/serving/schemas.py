@@ -521,7 +521,7 @@ class UserExport(Out):
     user_id: str
     events: list[dict[str, Any]]
     truncated: bool
-    """Whether there are more events than one answer holds."""
+    """Whether there are more: ask again with `after`, the `id` of the last one."""
 
 
 class UserErased(Out):

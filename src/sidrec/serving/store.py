@@ -99,10 +99,33 @@ class _Waiting:
     done: Future[Any] = field(default_factory=Future)
 
 
-class Store:
+class Reader:
+    """A database that is only read, also beside the server that writes it."""
+
+    def __init__(self, url: str) -> None:
+        url = with_driver(url)
+        require_backend(url)
+        self.engine = engine_of(url)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read with. Problem `store_unavailable` where that fails."""
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            raise Problem("store_unavailable", "the store cannot be read") from error
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.engine.dispose()
+
+
+class Store(Reader):
     """An open database with its writer thread."""
 
     def __init__(self, url: str, *, max_waiting: int = 512) -> None:
+        super().__init__(url)
         self.max_waiting = max_waiting
         self.last_commit = 0.0
         self.failure: str | None = None
@@ -111,9 +134,6 @@ class Store:
         self._waiting: deque[_Waiting] = deque()
         self._wake = threading.Condition()
         self._closing = False
-        url = with_driver(url)
-        require_backend(url)
-        self.engine = engine_of(url)
         self._writing = self.engine.execution_options(**{WRITES: True})
         self._insert = _insert_ignoring(self.engine)
         try:
@@ -221,18 +241,7 @@ class Store:
             self._wake.notify()
         self._thread.join()
         self._let_go()
-        self.engine.dispose()
-
-    # ---------------------------------------------------------------- reading
-
-    @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """A connection to read with. Problem `store_unavailable` where that fails."""
-        try:
-            with self.engine.connect() as connection:
-                yield connection
-        except sa.exc.SQLAlchemyError as error:
-            raise Problem("store_unavailable", "the store cannot be read") from error
+        super().close()
 
     # ---------------------------------------------------------------- the writer thread
 

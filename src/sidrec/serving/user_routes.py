@@ -8,9 +8,10 @@ A user id may hold slashes. Written as `%2F` they are part of the id whatever fo
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.routing import Match
@@ -44,10 +45,12 @@ async def user_history(request: Request, user_id: IdInPath) -> Response:
 
 
 @users.get("/v1/users/{user_id:path}", responses=says(schemas.UserExport, 429, 503))
-async def export_user(request: Request, user_id: IdInPath) -> Response:
-    """Everything that is stored of a user."""
+async def export_user(
+    request: Request, user_id: IdInPath, after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0
+) -> Response:
+    """Everything that is stored of a user as it came, 10,000 events at a time."""
     service = service_of(request)
-    events, truncated = await service.lines.looks.run(service.events.export, user_id)
+    events, truncated = await service.lines.looks.run(service.events.export, user_id, after)
     return reply({"user_id": user_id, "events": events, "truncated": truncated})
 
 
