@@ -13,6 +13,7 @@ from sidrec.errors import ConfigError, DataError
 from sidrec.evaluation import Report
 from sidrec.tokenizers.lifecycle import churn
 from sidrec.tokenizers.residual_kmeans import ResidualKMeans
+from sidrec.types import Items
 
 
 def events_of(run):
@@ -200,3 +201,19 @@ def test_a_fit_with_a_parent_goes_on_with_its_codes_and_names_it(tiny, tmp_path)
     assert kept[0] > 0.9 and kept[0] >= without[0] and kept[1] > without[1]
     assert child.ids_parent == old.ids_version and alone.ids_parent is None
     assert any("codes of the parent" in event.get("message", "") for event in events)
+
+
+def test_a_run_says_how_many_items_a_view_lacked(tiny):
+    settings = recipe.load_config(tiny.recipe)
+    settings = replace(settings, embedding=config.method(recipe.EMBEDDING, "fusion"))
+    data = recipe.read_data(settings.data)
+    data = replace(data, items=with_a_new_item(data.items))
+    said = events_of(lambda on_event: pipeline.Stages.of(data, settings, None, on_event).embedded)
+    (remark,) = [m for stage, m in said if stage == "embeddings fusion" and "no view" in m]
+    assert "'collaborative'" in remark
+
+
+def with_a_new_item(items):
+    named = items.attributes.head(1).with_columns(pl.lit("nobody took it").alias("item_id"))
+    item_ids = np.append(items.item_ids, "nobody took it").astype(object)
+    return Items(item_ids, pl.concat([items.attributes, named], how="diagonal_relaxed"))

@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 
 
 class Embedder(Protocol):
-    """Items to vectors."""
+    """Items to vectors.
+
+    One that may have to do without something (a view that misses items, unusable pairs) offers
+    `remarks`, as tokenizers do.
+    """
 
     config_class: ClassVar[type]
 

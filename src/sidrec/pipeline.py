@@ -278,7 +278,7 @@ class Stages:
         self.on_event({"stage": label, "message": "already done" if known else "fitting"})
         embedder, vectors = fit_embed(method_class, context, settings, folder)
         self.on_event({"stage": label, "finished": True})
-        for remark in vector_remarks(vectors):
+        for remark in (*getattr(embedder, "remarks", ()), *vector_remarks(vectors)):
             self.on_event({"stage": label, "message": remark})
         fitted = Fitted(stage="embeddings", name=chosen.name, config=settings, value=embedder)
         return fitted, vectors, key

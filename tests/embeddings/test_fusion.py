@@ -89,6 +89,8 @@ def test_fitted_fusion_fills_cold_items_and_counts_them():
     fitted = Fusion.fit(CatalogueContext(context.items, warm), config)
     vectors = fitted.embed(context.items)
     assert dict(fitted.num_filled) == {"lsa": 0, "collaborative": 1}
+    (remark,) = fitted.remarks
+    assert remark.startswith("1 items have no view 'collaborative'")
     assert [name for name, _ in vectors.views] == ["lsa", "collaborative"]
     other = vectors.vectors[:, vectors.views[0][1] :]
     likeness = other[5] @ other.T

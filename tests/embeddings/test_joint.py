@@ -211,6 +211,7 @@ def test_queries_are_read_from_a_file_and_useless_rows_counted(tmp_path, name):
     fitted = Joint.fit(tiny_context(), replace(SMALL, queries=path))
     assert fitted.num_pairs["search"] == 2  # nobody knows "qqq"
     assert fitted.num_dropped == {"search": 4, "recommendation": 0}
+    assert [remark.split(" were")[0] for remark in fitted.remarks] == ["4 pairs of search"]
 
 
 def test_files_that_cannot_serve_are_refused(tmp_path):

@@ -94,6 +94,7 @@ def test_the_seed_decides_the_result():
         (["", None], "none of the 2 items has text; add a title"),
         (["!!", "?"], "hold no words"),
         (["one", "two"], "lower lsa.min_items"),
+        (["same words"] * 5, "raise lsa.max_items_ratio"),
     ],
 )
 def test_texts_that_cannot_be_used_are_named(texts, message):

@@ -90,3 +90,13 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
         embed(tmp_path / "absent.npy")
     with pytest.raises(ConfigError, match=r"precomputed\.path is empty"):
         Precomputed.fit(CONTEXT, PrecomputedConfig())
+
+
+@pytest.mark.parametrize("array", [None, np.array([["a"], ["b"], ["c"]]), ROWS + 1j])
+def test_an_empty_file_and_what_are_no_real_numbers_are_refused(tmp_path, array):
+    path = tmp_path / "vectors.npy"
+    path.touch()
+    if array is not None:
+        np.save(path, array)
+    with pytest.raises(DataError, match="real numbers" if array is not None else "numpy.save"):
+        embed(path)

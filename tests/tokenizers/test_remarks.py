@@ -29,7 +29,7 @@ def test_equal_vectors_alone_are_refused():
 def test_a_level_of_one_code_is_named():
     ids = SemanticIds(as_ids(range(2)), np.array([[0, 0, 1], [1, 0, 0]]), (2, 1, 2))
     (remark,) = id_remarks(ids)
-    assert remark.startswith("level 2 has one code")
+    assert remark.startswith("level 1 has one code"), "levels count from 0, as in inspect"
 
 
 @pytest.mark.parametrize("name", ["coba_rqvae", "plum_rqvae", "letter", "sarq"])

@@ -166,6 +166,16 @@ class Fusion:
         filled = {name: int((~known_rows(v)).sum()) for name, v in views.items()}
         return cls(config, embedders, mixer, filled)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the fit had to do without."""
+        return tuple(
+            f"{n:,} items have no view {view!r}: predicted from the other views where these know "
+            "the item"
+            for view, n in self.num_filled.items()
+            if n
+        )
+
     def embed(self, items: Items) -> ItemVectors:
         """Joined vectors (N, D); parts a view does not know are predicted from the others."""
         views = {name: e.embed(items).vectors for name, e in self.embedders.items()}

@@ -154,6 +154,15 @@ class Joint:
         counts = {name: len(task.pairs_P2) for name, task in tasks.items()}
         return cls(config, text, networks, counts, dropped)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the fit had to do without."""
+        return tuple(
+            f"{n:,} pairs of {task} were left out: no known word on one side, or an unknown item"
+            for task, n in self.num_dropped.items()
+            if n
+        )
+
     def embed(self, items: Items) -> ItemVectors:
         """Unit vectors (N, D) of items, two side by side for `concatenate`; zero without words."""
         vectors_ND = self._run(self.text.embed(items).vectors)

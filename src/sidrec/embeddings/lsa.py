@@ -157,9 +157,12 @@ def _count(texts: list[str], config: LsaConfig) -> tuple[sparse.csr_matrix, tupl
     most = max(config.max_items_ratio * len(texts), config.min_items)
     kept = np.flatnonzero((items_with_A >= config.min_items) & (items_with_A <= most))
     if not len(kept):
+        too_common = (items_with_A > most).any()
+        cure = "raise lsa.max_items_ratio, or bring texts that differ" if too_common else ""
         raise DataError(
             f"lsa: no word occurs in at least min_items = {config.min_items} and at most "
-            f"{config.max_items_ratio:.0%} of the {len(texts)} items; lower lsa.min_items"
+            f"{config.max_items_ratio:.0%} of the {len(texts)} items; "
+            f"{cure or 'lower lsa.min_items'}"
         )
     if len(kept) > config.max_features:
         order = np.argsort(-items_with_A[kept], kind="stable")[: config.max_features]

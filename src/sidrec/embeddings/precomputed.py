@@ -71,6 +71,11 @@ class Precomputed:
                     f"precomputed: {path.name} is matched by row order and holds {len(vectors)} "
                     f"rows for {len(ids)} items; make it one row an item, or store item ids with it"
                 )
+        if vectors.dtype.kind not in "biufO":  # O: decimals of a table
+            raise DataError(
+                f"precomputed: {path.name} must hold real numbers, got {vectors.dtype}; convert "
+                "it to float32"
+            )
         vectors_ND = np.ascontiguousarray(vectors, dtype=np.float32)
         vectors_ND = ItemVectors(ids, vectors_ND).vectors  # finite, unique ids
         fitted = cls(config, ids, unit_rows(vectors_ND) if config.normalise else vectors_ND)
@@ -109,8 +114,10 @@ class Precomputed:
 def _read_npy(path: Path, config: PrecomputedConfig) -> tuple[Ids | None, np.ndarray]:
     try:
         return None, np.load(path, allow_pickle=False)
-    except ValueError as cause:
-        raise DataError(f"precomputed: {path.name} is not a plain numeric .npy array") from cause
+    except (ValueError, EOFError) as cause:  # EOFError: an empty file
+        raise DataError(
+            f"precomputed: {path.name} is not a plain numeric .npy array; write it with numpy.save"
+        ) from cause
 
 
 def _read_safetensors(path: Path, config: PrecomputedConfig) -> tuple[Ids | None, np.ndarray]:
@@ -146,7 +153,9 @@ def _read_parquet(path: Path, config: PrecomputedConfig) -> tuple[Ids | None, np
         widths = {len(row) if row is not None else 0 for row in rows}
         if len(widths) != 1:
             raise DataError(
-                f"precomputed: lists in {config.vector_column!r} differ in length: {sorted(widths)}"
+                f"precomputed: lists in {config.vector_column!r} differ in length: "
+                f"{sorted(widths)}; "
+                "give all items one length, or leave out rows without a vector"
             )
         return ids, np.array(rows, dtype=np.float32)
     numeric = table.drop(config.id_column).select(pl.selectors.numeric())

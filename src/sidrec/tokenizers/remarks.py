@@ -23,7 +23,7 @@ def vector_remarks(vectors: ItemVectors) -> list[str]:
         )
     said = []
     if zero := int((~vectors.vectors.any(axis=1)).sum()):
-        said.append(f"{zero:,} items have a zero vector, as items without text have")
+        said.append(f"{zero:,} items have a zero vector: nothing is known of them")
     if shared := sum(n for n in distinct.values() if n > 1):
         said.append(
             f"{shared:,} items share their vector with another: only the collision policy can "
@@ -33,10 +33,10 @@ def vector_remarks(vectors: ItemVectors) -> list[str]:
 
 
 def id_remarks(ids: SemanticIds) -> list[str]:
-    """Levels that tell nothing apart."""
+    """Levels, from 0, that tell nothing apart."""
     return [
         f"level {level} has one code, which tells nothing apart; ask for fewer levels, or for a "
         "collision policy that adds none"
-        for level, num_codes in enumerate(ids.num_codes, 1)
+        for level, num_codes in enumerate(ids.num_codes)
         if num_codes == 1
     ]
