@@ -12,6 +12,7 @@ from sidrec.decoding.exact import exact_scores
 from sidrec.decoding.parallel import columns_of
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
+from sidrec.decoding.search import search
 from sidrec.errors import ConfigError, DataError
 from sidrec.fitted import Fitted, grow
 from sidrec.generators.item_softmax import item_softmax_loss
@@ -472,3 +473,14 @@ def test_the_fingerprint_does_not_depend_on_the_search_settings():
     searched = replace(SMALL, exact_below=0, num_neighbours=2, search_steps=1, search_beam=3)
     first, second = built(Parallel, SMALL), built(Parallel, searched)
     assert torch.equal(all_log_probs(first, tiny_batch()), all_log_probs(second, tiny_batch()))
+
+
+@pytest.mark.parametrize("option", [{"length_penalty": 1.0}, {"renormalise": False}])
+def test_options_of_a_beam_over_ids_are_refused_not_ignored(option):
+    context = tiny_context()
+    model = Parallel.build(context, small_config(ParallelConfig)).eval()
+    index = PrefixIndex.build(context.semantic_ids)
+    asked = {"k": 3, "beam_width": 3, "renormalise": True, "length_penalty": 0.0}
+    assert search(model, tiny_batch(2), index, **asked).rows_BK.shape == (2, 3)
+    with pytest.raises(ConfigError, match="Parallel searches in its own way"):
+        search(model, tiny_batch(2), index, **(asked | option))

@@ -8,6 +8,9 @@ import polars as pl
 import pytest
 import torch
 
+from sidrec import methods
+from sidrec.decoding.exact import item_log_probs
+from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.errors import ConfigError, DataError
 from sidrec.generators.tiger import (
     Tiger,
@@ -16,6 +19,7 @@ from sidrec.generators.tiger import (
     sample_per_row,
 )
 from sidrec.t5 import distance_buckets
+from sidrec.testing.tiny_catalogue import small_config, tiny_batch, tiny_context
 from sidrec.types import (
     CatalogueContext,
     Histories,
@@ -263,3 +267,16 @@ def test_bad_settings_and_missing_inputs_say_what_to_do():
         Tiger.build(dataclasses.replace(context(), semantic_ids=None), SMALL)
     with pytest.raises(DataError, match="without targets"):
         model().loss(HISTORIES)
+
+
+@pytest.mark.parametrize("name", ["tiger", "s2gr_tiger"])
+def test_given_items_are_scored_outside_inference_mode_too(name):
+    chosen = methods.resolve("generators", name)
+    made = tiny_context()
+    model = chosen.build(made, small_config(chosen.config_class)).eval()
+    index = PrefixIndex.build(made.semantic_ids)
+    rows_BK = torch.tensor([[0, 5], [7, 23]])
+    found = item_log_probs(model, tiny_batch(2), index, rows_BK)
+    with torch.inference_mode():
+        expected = item_log_probs(model, tiny_batch(2), index, rows_BK)
+    torch.testing.assert_close(found, expected)

@@ -18,7 +18,7 @@ from sidrec.contracts import Generator
 from sidrec.decoding.beam import beam_search
 from sidrec.decoding.prefix_index import PrefixIndex
 from sidrec.decoding.rules import Rules
-from sidrec.errors import DataError
+from sidrec.errors import ConfigError, DataError
 from sidrec.types import Candidates, HistoryBatch
 
 
@@ -35,7 +35,8 @@ def search(
 ) -> Candidates:
     """The k best items of each request; `beam_options` are those of `beam_search` alone.
 
-    DataError where the index holds IDs of other codebook sizes than the generator's.
+    DataError where the index holds IDs of other codebook sizes than the generator's; ConfigError
+    where a beam option is asked of a generator that searches in its own way.
     """
     writes = getattr(generator, "num_codes", index.num_codes)
     if tuple(writes) != tuple(index.num_codes):
@@ -45,6 +46,12 @@ def search(
         )
     own = getattr(generator, "search", None)
     if own is not None:
+        if beam_options.get("length_penalty") or not beam_options.get("renormalise", True):
+            raise ConfigError(
+                f"{type(generator).__name__} searches in its own way, over the items that there "
+                "are, and knows no length penalty; leave decoding.length_penalty and "
+                "decoding.renormalise at 0 and true, or take another generator"
+            )
         return own(batch, index, k=k, beam_width=beam_width, rules=rules, weights_N=weights_N)
     return beam_search(
         generator, batch, index, k=k, beam_width=beam_width, rules=rules, weights_N=weights_N,

@@ -187,6 +187,7 @@ class S2grTiger(Tiger):
 
     # ------------------------------------------------------------------ generation
 
+    @torch.no_grad()
     def step(
         self, state: TigerState, codes_BW: Tensor | None, parents_BW: Tensor | None
     ) -> tuple[Tensor, TigerState]:

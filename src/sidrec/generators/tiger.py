@@ -203,10 +203,13 @@ class Tiger(nn.Module):
         cache = mask_B11S.new_zeros(len(self.decoder), 2, batch.num_requests, 0, inner)
         return TigerState(memory, mask_B11S, cache)
 
+    @torch.no_grad()
     def step(
         self, state: TigerState, codes_BW: Tensor | None, parents_BW: Tensor | None
     ) -> tuple[Tensor, TigerState]:
-        """Logits (B, W, V) of the next level; the caches follow the surviving beams."""
+        """Logits (B, W, V) of the next level, to be read: the caches, which follow the surviving
+        beams, are written in place.
+        """
         state, x_BWD = self._last_code(state, codes_BW, parents_BW)
         state, x_BWD = self._next_place(state, x_BWD)
         return self._logits(x_BWD, state.level), replace(state, level=state.level + 1)
