@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from sidrec import cli
+from sidrec.cli.recommend import explanation_table
 from sidrec.errors import ServiceError
 
 
@@ -190,4 +191,17 @@ def test_what_of_a_history_was_not_read_and_why_a_list_is_empty_is_said(sidrec, 
     )
     assert code == 0 and "1 histories have over" in err
     code, _, err = sidrec("recommend", tiny.run_dir, "--history", history)  # all are seen
-    assert code == 0 and "1 lists are empty" in err
+    assert code == 0 and "1 lists are empty" in err and "--include-seen" in err
+
+
+def test_a_tree_of_no_rows_is_refused(sidrec, tiny):
+    code, _, err = sidrec("inspect", tiny.run_dir, "--limit", "0")
+    assert code == 2 and "--limit" in err
+
+
+def test_the_end_of_a_shorter_id_is_called_so_in_an_explanation(capsys):
+    levels = [{"code": 7, "log_prob": -0.25}, {"code": 8, "log_prob": -0.5}]  # 8 codes: 8 ends
+    explained = {"log_prob": -0.75, "levels": levels}
+    explanation_table({"rank": 1, "title": "cup", "semantic_id": [7], "explanation": explained})
+    printed = capsys.readouterr().out
+    assert "end" in printed and " 8 " not in printed and " 7 " in printed

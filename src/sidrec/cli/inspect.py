@@ -20,7 +20,9 @@ def command(
     prefix: Annotated[
         str, typer.Option("--prefix", help="Show what lies under this prefix, e.g. 12 or 12-200.")
     ] = "",
-    limit: Annotated[int, typer.Option("--limit", help="Most rows of the tree to print.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Most rows of the tree to print.")
+    ] = 20,
     data: Annotated[
         bool,
         typer.Option(

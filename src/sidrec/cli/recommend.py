@@ -102,7 +102,10 @@ def remarks(lengths: list[int], longest: int, rows: list[dict[str, Any]], k: int
     for row in rows:
         found[int(row["user_id"])] += 1
     if empty := found.count(0):
-        said.append(f"{empty} lists are empty: no item is left; relax --where or --exclude")
+        said.append(
+            f"{empty} lists are empty: no item is left; relax --where or --exclude, or add "
+            "--include-seen"
+        )
     elif short_ones := sum(n < k for n in found):
         said.append(f"{short_ones} lists have fewer than {k} items: no more are left")
     return said
@@ -132,7 +135,8 @@ def explanation_table(row: dict[str, Any]) -> None:
             words = words if thought["legal"] else f"({words})"
             held = "yes" if thought["holds_code"] else "no"
             cell += [words, f"{thought['probability']:.2f}", held]
-        cells.append([*cell, level["code"], level["log_prob"]])
+        code = level["code"] if number <= len(row["semantic_id"]) else "end"
+        cells.append([*cell, code, level["log_prob"]])
     output.table(
         f"{title}: log-probability {found['log_prob']:.3f}",
         [*columns, "code", "log-probability"],

@@ -209,7 +209,10 @@ def assign_new(
     """
     known = set(existing.item_ids) & set(new.item_ids)
     if known:
-        raise DataError(f"{len(known)} of the new items already have IDs, e.g. {sorted(known)[:3]}")
+        raise DataError(
+            f"{len(known)} of the new items already have IDs, e.g. {sorted(known)[:3]}; leave them "
+            "out, an ID stays as it is until the next fit"
+        )
     if policy not in (have := ["keep", "counter", "sinkhorn", "reassign", "capacity"]):
         raise ConfigError(f"no collision policy {policy!r}: have {have}")
     ids = tokenizer.encode(new)
@@ -362,7 +365,7 @@ def _require_room(policy: str, num_items: int, room: int, places: str, raised: s
     if num_items > room:
         raise DataError(
             f"{policy}: {num_items} items do not fit into {room} free {places}; "
-            f"raise {raised} or num_levels"
+            f"raise {raised} or num_levels, and fit again"
         )
 
 

@@ -126,7 +126,8 @@ def _matched(
     if len(whole) > room:
         raise DataError(
             f"reassign: {len(whole)} items of {ids.num_levels} codes do not fit into {room} free "
-            f"IDs of levels {ids.num_codes}; raise num_codes or num_levels"
+            f"IDs of levels {ids.num_codes}; raise num_codes or num_levels, "
+            "and fit again"
         )
     points_ND = tokenizer.project(vectors)[whole]
     order = in_id_order(ids.item_ids[whole])
