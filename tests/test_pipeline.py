@@ -142,6 +142,32 @@ def test_a_plan_counts_and_trains_nothing(tiny):
     assert figures["test questions"] == len(tiny.run.split.test)
 
 
+def test_a_plan_refuses_more_experts_than_a_batch_can_fill(tiny):
+    settings = recipe.load_config(tiny.recipe)
+    generator = settings.generator
+    experts = replace(generator.config, num_experts=1 + 2 * generator.train.batch_positions)
+    with pytest.raises(ConfigError, match="num_experts"):
+        plan.plan(replace(settings, generator=replace(generator, config=experts)))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "sizes"),
+    [
+        ("residual_kmeans", {"num_codes": (8, 4), "num_levels": 2}, (8, 4)),
+        ("plum_rqvae", {"num_codes": 64, "min_codes": 32}, (64, 32, 32)),
+        ("fsq", {"levels": (3, 2), "num_levels": 2}, (6, 6)),
+        ("sarq", {"num_codes": 5, "num_levels": 2}, (5, 5)),
+        ("barge", {"num_codes": (8, 4), "num_levels": 2}, (8, 4, 8, 4)),
+    ],
+)
+def test_a_plan_knows_the_codebooks_and_refuses_fewer_items_than_codes(name, values, sizes):
+    settings = config.method(recipe.TOKENIZER, name, **values).config
+    assert plan.code_sizes(name, settings, 64) == sizes
+    if name != "fsq":  # its grids need no items
+        with pytest.raises(DataError, match=f"{name} needs at least num_codes"):
+            plan.code_sizes(name, settings, max(sizes) - 1)
+
+
 def test_a_recipe_must_name_a_hybrid_scorer_that_exists():
     asked = {"scorers": ["popularity"], "hybrid": {"members": ["generator", "sasrec"]}}
     with pytest.raises(ConfigError, match="members names 'sasrec'"):

@@ -23,6 +23,7 @@ from sidrec.data import split
 from sidrec.mixture_of_experts import count_parameters
 from sidrec.processes import choose_device
 from sidrec.recipe import RunConfig, describe, read_data
+from sidrec.tokenizers.residual_kmeans import require_items
 from sidrec.types import CatalogueContext, Dataset, Histories, ItemVectors, SemanticIds
 
 PROBE_STEPS = 3
@@ -48,6 +49,8 @@ def plan(settings: RunConfig, data: Dataset | None = None) -> dict[str, Any]:
         if chosen.train is None:
             continue
         model = methods.resolve(chosen.stage, chosen.name).build(context, chosen.config)
+        if check := getattr(model, "check_batches", None):
+            check(chosen.train.batch_positions)
         weights, active = count_parameters(model)
         taken = training_seconds(model, chosen, parts.train, device)
         figures[f"{chosen.name}: parameters"] = f"{weights:,}" + (
@@ -68,12 +71,7 @@ def stand_in(dataset: Dataset, train: Histories, settings: RunConfig) -> Catalog
     rng, num_items = np.random.default_rng(0), len(dataset.items)
     width = int(getattr(settings.embedding.config, "dim", None) or DEFAULT_WIDTH)
     vectors = rng.standard_normal((num_items, width), dtype=np.float32)
-    tokenizer = settings.tokenizer.config
-    sizes = getattr(tokenizer, "num_codes", 256)
-    levels = int(getattr(tokenizer, "num_levels", 3))
-    if hasattr(tokenizer, "id_sizes"):
-        sizes = tokenizer.id_sizes(num_items)
-    sizes = (sizes,) * levels if isinstance(sizes, int) else tuple(sizes)
+    sizes = code_sizes(settings.tokenizer.name, settings.tokenizer.config, num_items)
     if settings.collisions.name == "counter":
         sizes = (*sizes, 16)
     codes = np.stack([rng.integers(0, size, num_items) for size in sizes], axis=1)
@@ -81,6 +79,22 @@ def stand_in(dataset: Dataset, train: Histories, settings: RunConfig) -> Catalog
     return CatalogueContext(
         dataset.items, train, ItemVectors(ids, vectors), SemanticIds(ids, codes, sizes)
     )
+
+
+def code_sizes(name: str, tokenizer: Any, num_items: int) -> tuple[int, ...]:
+    """Codebook sizes that a tokenizer's settings lead to. DataError where items are too few."""
+    if hasattr(tokenizer, "of_quantiser"):
+        return code_sizes(name, tokenizer.of_quantiser()[1], num_items)
+    if hasattr(tokenizer, "id_sizes"):
+        sizes = tokenizer.id_sizes(num_items)
+    elif hasattr(tokenizer, "sizes"):
+        sizes = tokenizer.sizes()
+    else:
+        sizes = getattr(tokenizer, "num_codes", 256)
+        sizes = (sizes,) * getattr(tokenizer, "num_levels", 3) if isinstance(sizes, int) else sizes
+    if hasattr(tokenizer, "num_codes"):
+        require_items(name, num_items, max(sizes))
+    return tuple(sizes)
 
 
 def training_seconds(

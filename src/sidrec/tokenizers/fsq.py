@@ -92,6 +92,10 @@ class FsqConfig:
             )
         _ = self.training
 
+    def sizes(self) -> tuple[int, ...]:
+        """V of each level of the ID."""
+        return (math.prod(self.levels),) * self.num_levels
+
     @property
     def training(self) -> RqVaeConfig:
         """The shared loop's settings: no commitment, nothing to restart."""
