@@ -33,7 +33,7 @@ def test_no_request_that_the_description_allows_ends_in_a_5xx(
                 assert answer.status_code < 500, (case.method, case.path, answer.text)
 
             settings = hypothesis.settings(
-                max_examples=5, deadline=None, database=None, derandomize=True,
+                max_examples=25, deadline=None, database=None, derandomize=True,
                 suppress_health_check=list(hypothesis.HealthCheck),
             )  # fmt: skip
             settings(hypothesis.given(operation.as_strategy())(check))()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -162,3 +164,17 @@ def test_a_batch_with_one_fault_changes_nothing(shared, bundles):
     upsert(shared, *entries, status=422)
     assert shared.get(f"/v1/items/{bundles.ids[0]}").json() == before
     assert shared.get("/v1/items/fine").status_code == 404
+
+
+def test_a_change_that_waits_brings_no_item_back_that_is_deleted_meanwhile(serving, bundles):
+    gone = bundles.ids[3]
+    with serving() as client, ThreadPoolExecutor(1) as sender:
+        models, lines = client.service.models, client.service.lines
+        with models._changing:
+            body = {"json": {"available": True, "attributes": {"price": 1.0}}}
+            sent = sender.submit(client.patch, f"/v1/items/{gone}", **body)
+            while not lines.changes._held:
+                time.sleep(0.005)
+            models.current = models.current.without([gone])
+        assert sent.result().status_code == 404
+        assert client.get(f"/v1/items/{gone}").status_code == 404

@@ -347,3 +347,14 @@ def test_stored_items_that_do_not_fit_the_bundle_of_the_start_are_named(serving,
         serving(bundle=tmp_path / "m" / "text"),
     ):
         pass
+
+
+def test_a_bundle_that_is_activated_twice_is_still_rolled_back_to_the_one_before(serving, bundles):
+    with serving() as client:
+        for _ in range(2):  # as by who got no answer to the first
+            activate(client, "second")
+        client.post("/v1/models/rollback")
+        assert active(client) == ["first"]
+        activate(client, "first")
+        client.post("/v1/models/rollback")
+        assert active(client) == ["second"]

@@ -39,7 +39,8 @@ from sidrec.types import Histories
 
 log = logging.getLogger("sidrec.serving")
 Entry = Mapping[str, Any]
-"""An item to add or change: item_id, attributes, available (None: as it is)."""
+"""An item to add or change: item_id, attributes, available (None: as it is); `known`: true where
+there must be one."""
 
 
 @dataclass(eq=False)
@@ -245,11 +246,14 @@ class Models:
     def activate(self, name: str) -> Snapshot:
         """Serve another bundle of the models folder.
 
-        Problem `broken_model`, or of `require_fit`: the old one stays.
+        Problem `broken_model`, or of `require_fit`: the old one stays. One that is served already
+        is loaded anew, and the one before it stays that of a roll back.
         """
         recommender = self._compiled(self.loaded(name), name)
         with self._changing:
-            return self._publish(recommender, name, (self.current.name, self._base))
+            served = (self.current.name, self._base)
+            again = (name, recommender.content_hash) == (served[0], self._base.content_hash)
+            return self._publish(recommender, name, self._previous if again else served)
 
     def _compiled(self, recommender: Recommender, name: str) -> Recommender:
         """The same, searched by a compiled call where the settings ask for it and it has one."""
@@ -276,7 +280,7 @@ class Models:
             return self._publish(recommender, name, (self.current.name, self._base))
 
     def _publish(
-        self, recommender: Recommender, name: str, replaced: tuple[str, Recommender]
+        self, recommender: Recommender, name: str, previous: tuple[str, Recommender] | None
     ) -> Snapshot:
         version = self.current.catalogue_version + 1
         try:
@@ -291,7 +295,7 @@ class Models:
         }
         self.store.write(lambda c: c.execute(tables.activations.insert().values(**row))).result()
         before = self._held()
-        self.current, self._base, self._previous = snapshot, recommender, replaced
+        self.current, self._base, self._previous = snapshot, recommender, previous
         self.replaced.let_go(before, self._held())
         return snapshot
 

@@ -314,7 +314,12 @@ async def patch_item(request: Request, item_id: IdInPath, body: schemas.ItemPatc
     """Change attributes or availability of an item."""
     service = service_of(request)
     service.models.current.row(item_id)
-    entry = {"item_id": item_id, "attributes": body.attributes or {}, "available": body.available}
+    entry = {
+        "item_id": item_id,
+        "attributes": body.attributes or {},
+        "available": body.available,
+        "known": True,
+    }
     done = await service.lines.changes.run(service.models.upsert, [entry])
     return reply(
         {

@@ -207,7 +207,7 @@ class Snapshot:
 
     def with_items(self, new: Sequence[Mapping[str, Any]]) -> Snapshot:
         """A snapshot with items added or changed; each has item_id, attributes and available (None
-        leaves it as it is, and takes a known item that is not deleted).
+        leaves it as it is), and may say that it is `known`: then it must be, and not be deleted.
 
         A known item keeps its semantic ID and vector whatever its attributes become, until the
         next fit. Problem `unknown_field` or `invalid_request` where attributes do not fit.
@@ -217,7 +217,7 @@ class Snapshot:
         known = [entry for entry in new if entry["item_id"] in row_of]
         fresh = [entry for entry in new if entry["item_id"] not in row_of]
         for entry in new:
-            if entry["available"] is None:
+            if entry.get("known"):
                 self.row(entry["item_id"])
         schema = recommender.items.attributes.schema
         fields = [name for name in schema if name != "item_id"]
