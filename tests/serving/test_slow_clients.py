@@ -193,3 +193,14 @@ def test_a_body_without_a_length_is_refused_once_it_is_too_long(listening):
             connection.sendall(chunk)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413")
         assert server.service.metrics.text()
+
+
+def test_who_asks_for_a_websocket_is_answered_as_anybody(listening):
+    with listening() as server, connected(server) as connection:
+        connection.sendall(
+            b"GET /livez HTTP/1.1\r\nHost: s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        head = connection.recv(1 << 16).lower()
+        assert head.startswith(b"http/1.1 200") and b"x-request-id" in head
+        assert b"server:" not in head

@@ -59,6 +59,7 @@ def configured(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=impatient(settings.read_seconds, Room(app.state.service)),
+        ws="none",  # else who asks for one leaves this protocol and its limits
         log_level="warning",
         access_log=False,
         server_header=False,
