@@ -53,6 +53,7 @@ from search_tables import (
 )
 from tokenizer_tables import (
     cold_table,
+    frozen_head_table,
     id_table,
     joint_table,
     pair_table,
@@ -359,6 +360,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "best": lambda figures: best_table(figures, "amazon_beauty"),
     "graph_search": graph_table,
     "collisions": policy_table,
+    "acrq": lambda figures: frozen_head_table(figures, "amazon_beauty"),
     "quantisers": quantiser_table,
     "scaling_beauty": lambda figures: scaling_table(figures, "amazon_beauty"),
     "scaling_sports": lambda figures: scaling_table(figures, "amazon_sports"),

@@ -285,3 +285,30 @@ def quantiser_table(figures: Figures) -> str:
         return MISSING + "\n"
     header = ["other quantiser", "its error", "ours", "ours / its (seeds)"]
     return markdown(header, rows) + "\n" + sources(used)
+
+
+def frozen_head_table(figures: Figures, dataset: str) -> str:
+    """ACRQ and RQ-VAE × error left by popularity group, and seconds to the same tail error."""
+    groups, rows, used = ("head", "torso", "tail"), [], []
+    for name in ("rqvae", "acrq", "acrq_minus_rqvae"):
+        start = f"{dataset}.tokenizer.{name}"
+        errors = [figures.get(f"{start}.{group}.reconstruction_error") for group in groups]
+        if errors[-1] is None:
+            continue
+        used += [error for error in errors if error]
+        draw = signed if "_minus_" in name else lambda figure: accuracy_cell(figure, None)
+        title = " − ".join(f"`{one}`" for one in name.split("_minus_"))
+        seconds = [
+            figures.get(f"{start}.{measure}")
+            for measure in ("seconds_to_tail_error", "train_seconds")
+        ]
+        cells = [draw(error) if error else "–" for error in errors]
+        rows.append([title, *cells, *(f"{s['value']:.1f}" if s else "–" for s in seconds)])
+    if not rows:
+        return MISSING + "\n"
+    return (
+        markdown(["error left", *groups, "CPU s to the same tail error", "CPU s in all"], rows)
+        + "\nSquared error of the rebuilt vectors over their variance in the group, with 95 % "
+        "intervals; equal numbers of items seen; the tail error is the worse of the two final "
+        "ones.\n" + sources(used)
+    )
