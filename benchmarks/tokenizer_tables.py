@@ -312,3 +312,27 @@ def frozen_head_table(figures: Figures, dataset: str) -> str:
         "intervals; equal numbers of items seen; the tail error is the worse of the two final "
         "ones.\n" + sources(used)
     )
+
+
+def lengths_table(figures: Figures, dataset: str) -> str:
+    """Tokenizers of several lengths × codes of an ID by popularity, and what collides."""
+    groups, rows, used = ("head", "mid", "tail", "no_events"), [], []
+    for name in ("sarq", "sarq_unweighted", "residual_kmeans"):
+        start = f"{dataset}.tokenizer.{name}"
+        lengths = [figures.get(f"{start}.{part}mean_length") for part in
+                   ("", *(f"{group}." for group in groups))]  # fmt: skip
+        shares = [figures.get(f"{start}.{part}collision_share") for part in ("head.", "")]
+        if shares[0] is None:
+            continue
+        used += [figure for figure in (*lengths, *shares) if figure]
+        cells = [f"{length['value']:.2f}" if length else "–" for length in lengths]
+        cells += [f"{share['value']:.1%}" if share else "–" for share in shares]
+        rows.append([f"`{name}`", *cells])
+    if not rows:
+        return MISSING + "\n"
+    header = ["codes of an ID", "all", "head", "mid", "tail", "no events"]
+    return (
+        markdown([*header, "head items that collide", "all"], rows)
+        + "\nBefore any collision policy; head items have over 20 training events, tail ones 1 to "
+        "5.\n" + sources(used)
+    )

@@ -142,12 +142,14 @@ def test_a_plan_counts_and_trains_nothing(tiny):
     assert figures["test questions"] == len(tiny.run.split.test)
 
 
-def test_a_plan_refuses_more_experts_than_a_batch_can_fill(tiny):
+@pytest.mark.parametrize("name", ["causal", "liger"])
+def test_a_plan_refuses_more_experts_than_a_batch_can_fill(tiny, name):
     settings = recipe.load_config(tiny.recipe)
-    generator = settings.generator
-    experts = replace(generator.config, num_experts=1 + 2 * generator.train.batch_positions)
-    with pytest.raises(ConfigError, match="num_experts"):
-        plan.plan(replace(settings, generator=replace(generator, config=experts)))
+    num_experts = 1 + 2 * settings.generator.train.batch_positions
+    generator = config.method(recipe.GENERATOR, name, num_experts=num_experts, width=8)
+    generator = replace(generator, train=settings.generator.train)
+    with pytest.raises(ConfigError, match=rf"^{name}\.num_experts = {num_experts} is more"):
+        plan.plan(replace(settings, generator=generator))
 
 
 @pytest.mark.parametrize(

@@ -393,7 +393,10 @@ class Causal(nn.Module):
     def check_batches(self, num_positions: int) -> None:
         """ConfigError where batches of so many positions are too small for the experts."""
         require_positions(
-            "causal", self.config.num_experts, self.config.experts_per_token, num_positions
+            type(self).__name__.lower(),
+            self.config.num_experts,
+            self.config.experts_per_token,
+            num_positions,
         )
 
     @torch.inference_mode()
