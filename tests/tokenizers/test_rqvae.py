@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from sidrec import methods
 from sidrec.errors import ConfigError, DataError, ServiceError
+from sidrec.testing.tiny_catalogue import small_config
 from sidrec.testing.tokenizers import tiny_vectors
 from sidrec.tokenizers import autoencoder
 from sidrec.tokenizers.autoencoder import Autoencoder, Objective, residual_quantise
@@ -198,3 +200,24 @@ def test_any_number_of_steps_can_be_trained():
     for epochs in (1, 2, 20, 21):  # a warm-up of 5 % of 20 steps ends before it begins
         few = {"num_codes": 4, "num_levels": 1, "hidden": (8,), "latent": 4, "epochs": epochs}
         assert len(RqVae.fit(vectors, RqVaeConfig(device="cpu", **few)).codebooks) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hidden": (0,)},
+        {"hidden": (8, -3)},
+        {"learning_rate": float("nan")},
+        {"beta": float("nan")},
+    ],
+)
+def test_settings_that_no_network_can_have_are_refused(wrong):
+    with pytest.raises(ConfigError, match=rf"rqvae\.{next(iter(wrong))} must"):
+        RqVaeConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", ["rqvae", "fsq", "barge"])
+def test_a_device_that_is_not_there_is_named(name):
+    chosen = methods.resolve("tokenizers", name)
+    with pytest.raises(ConfigError, match="no device 'abacus'"):
+        chosen.fit(tiny_vectors(), small_config(chosen.config_class, device="abacus"))

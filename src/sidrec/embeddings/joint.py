@@ -33,6 +33,7 @@ from sidrec.embeddings.lsa import Lsa, LsaConfig
 from sidrec.embeddings.queries import QueryPairs, made_queries, read_queries
 from sidrec.embeddings.vectors import known_rows
 from sidrec.errors import ConfigError, DataError, ServiceError
+from sidrec.processes import choose_device
 from sidrec.types import CatalogueContext, Floats, Histories, Ints, Items, ItemVectors, as_ids
 
 SEARCH, RECOMMENDATION = TASKS = "search", "recommendation"
@@ -256,8 +257,7 @@ def train(items_NF: Floats, tasks: Mapping[str, Task], config: JointConfig) -> N
     Starting weights depend on the seed alone and a task's batches on seed and task, so a network
     with a weight of 0 for one task equals one that never heard of that task.
     """
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else None
-    device = torch.device(wanted or config.device)
+    device = choose_device(config.device)
     network = {
         name: table.to(device).requires_grad_()
         for name, table in start(items_NF.shape[1], config).items()

@@ -38,13 +38,13 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.processes import choose_device
 from sidrec.tokenizers.autoencoder import (
     Autoencoder,
     Objective,
     Quantised,
     fit_autoencoder,
     nearest_codes,
-    pick_device,
     run_rows,
     train,
 )
@@ -349,7 +349,7 @@ def fit_rest(
     trace: Trace,
 ) -> Autoencoder:
     """Stage 2: the model that names what is not the head, on the CPU in eval mode."""
-    device = torch.device(pick_device(config.device))
+    device = choose_device(config.device)
     rng = np.random.default_rng([config.seed, 2])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)

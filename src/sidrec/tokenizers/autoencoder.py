@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.errors import ServiceError
+from sidrec.processes import choose_device
 from sidrec.tokenizers.quantisation import lloyd, quantise
 from sidrec.types import Floats
 
@@ -207,7 +208,7 @@ def fit_autoencoder(
     build: Callable[[RqVaeConfig, int], tuple[nn.Module, nn.Module]] | None = None,
 ) -> Autoencoder:
     """A trained model on the CPU in eval mode; global randomness is left as it was."""
-    device = torch.device(pick_device(config.device))
+    device = choose_device(config.device)
     rng = np.random.default_rng(config.seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
@@ -330,11 +331,6 @@ def run_rows(module: nn.Module, rows: Floats) -> Floats:
     blocks = [torch.from_numpy(rows[s : s + 8192]).double() for s in range(0, len(rows), 8192)]
     nothing = torch.zeros(0, rows.shape[1], dtype=torch.float64)
     return torch.cat([exact(block).float() for block in blocks or [nothing]]).numpy()
-
-
-def pick_device(name: str) -> str:
-    """`auto` means a GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

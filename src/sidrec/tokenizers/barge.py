@@ -34,10 +34,10 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.errors import ConfigError, DataError
+from sidrec.processes import choose_device
 from sidrec.tokenizers.autoencoder import (
     Autoencoder,
     Objective,
-    pick_device,
     residual_quantise,
     revive,
     run_rows,
@@ -216,7 +216,7 @@ class BargeTokenizer:
         require_items("barge", len(vectors), max(sizes))
         mean_D, deviation_D = moments(vectors.vectors, config.standardise)
         points_ND = torch.from_numpy((vectors.vectors - mean_D) / deviation_D)
-        device = torch.device(pick_device(config.device))
+        device = choose_device(config.device)
         rng = np.random.default_rng(config.seed)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.errors import ConfigError, DataError
-from sidrec.tokenizers.autoencoder import Autoencoder, Objective, mlps, pick_device, train
+from sidrec.processes import choose_device
+from sidrec.tokenizers.autoencoder import Autoencoder, Objective, mlps, train
 from sidrec.tokenizers.residual_kmeans import Scale, moments
 from sidrec.tokenizers.rqvae import RqVae, RqVaeConfig
 from sidrec.types import CatalogueContext, Floats, Ints, ItemVectors
@@ -121,7 +122,7 @@ class Fsq(RqVae):
         if len(vectors) < 2:
             raise DataError(f"fsq needs at least 2 items to fit, got {len(vectors)}; add items")
         mean_D, deviation_D = moments(vectors.vectors, config.standardise)
-        device = torch.device(pick_device(config.device))
+        device = choose_device(config.device)
         grids = codebooks(config)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)

@@ -16,6 +16,7 @@ Shapes:  N items, D input width, Z latent width, L levels, V codes of a level.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -98,14 +99,20 @@ class RqVaeConfig:
         for name in ("num_levels", "latent", "epochs", "batch_size"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{self.method_name}.{name} must be at least 1, got {value}")
+        if min(self.hidden, default=1) < 1:
+            raise ConfigError(
+                f"{self.method_name}.hidden must be widths of at least 1, got {self.hidden}"
+            )
         for name in ("beta", "weight_decay", "revive_every"):
-            if (value := getattr(self, name)) < 0:
+            if not (value := getattr(self, name)) >= 0:
                 raise ConfigError(f"{self.method_name}.{name} must not be negative, got {value}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"{self.method_name}.dropout must be in [0, 1), got {self.dropout}")
         for name in ("learning_rate", "codebook_rate"):
-            if (value := getattr(self, name)) <= 0:
-                raise ConfigError(f"{self.method_name}.{name} must be above 0, got {value}")
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ConfigError(
+                    f"{self.method_name}.{name} must be a number above 0, got {value}"
+                )
         codes_per_level(self.method_name, self.num_codes, self.num_levels)
 
 
