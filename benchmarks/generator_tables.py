@@ -33,14 +33,9 @@ def generator_table(figures: Figures, dataset: str) -> str:
         ]  # fmt: skip
         costs = [
             figures.get(f"{dataset}.{name}.{cost}")
-            for cost in ("parameters", "active_parameters", "train_seconds")
-        ]
-        timed = [
-            figures.get(f"generators.{name}.{cost}")
-            for cost in ("beam20.one_user.p50", "beam50.one_user.p50",
-                         "beam20.batch.users_per_second")
+            for cost in ("parameters", "active_parameters", "train_seconds", "beam20.one_user.p50",
+                         "beam50.one_user.p50", "beam20.batch.users_per_second")
         ]  # fmt: skip
-        costs += [figure if figure and dataset in figure["file"] else None for figure in timed]
         used += [figure for figure in (*found, *others, *costs) if figure]
         cells = [accuracy_cell(figure, None) for figure in found]
         cells.append(signed(pair) if pair else "–")

@@ -13,7 +13,7 @@ Figures: `<data>.<row>.[<stratum>.]{recall,ndcg}@{5,10}`, `no_events` being targ
 training event, `<data>.<row>.coverage@10`, `<data>.<row>.{parameters,active_parameters}`,
 `<data>.<row>.train_seconds`, paired differences
 `<data>.<row>_minus_causal_same_budget.[<stratum>.]<metric>`, and with `--latency`
-`generators.<row>.beam<width>.{one_user.p50,batch.users_per_second}`.
+`<data>.<row>.beam<width>.{one_user.p50,batch.users_per_second}`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
         kept = finished(dataset, folder, arguments.seconds)
         if not kept:
             parser.error(f"no run of {arguments.seconds:g} seconds is finished in {folder}")
-        times = latencies(parts, kept, arguments.users)
+        times = latencies(dataset.name, parts, kept, arguments.users)
         command = " ".join(["python", *sys.argv])
         path = write(f"generators_{arguments.data}", times, seeds=[0], command=command,
                      folder="speed", notes=f"{torch.get_num_threads()} threads")  # fmt: skip
@@ -239,7 +239,9 @@ def costs_in(kept: Path, chosen: GeneratorRun) -> dict[str, dict[str, float]]:
     return costs
 
 
-def latencies(parts: Split, kept: Mapping[str, Path], num_users: int) -> dict[str, dict[str, Any]]:
+def latencies(
+    data: str, parts: Split, kept: Mapping[str, Path], num_users: int
+) -> dict[str, dict[str, Any]]:
     """p50 of one user and users a second of every kept row, rows in turn within each pass."""
     histories = parts.test.histories.take(
         np.random.default_rng(0).permutation(len(parts.test))[: max(num_users, 2048)]
@@ -269,7 +271,7 @@ def latencies(parts: Split, kept: Mapping[str, Path], num_users: int) -> dict[st
                 if turn:
                     together[row].append(2048 / (time.perf_counter() - started))
         for row in chosen:
-            name = f"generators.{row}.beam{beam}"
+            name = f"{data}.{row}.beam{beam}"
             figures[f"{name}.one_user.p50"] = {
                 "value": round(float(np.median(alone[row])), 3), "unit": "ms", "n": len(alone[row]),
             }  # fmt: skip
