@@ -71,6 +71,8 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "contrast_fivefold": {"contrast": 0.5},
         "narrow_view": {"collaborative_dim": 64},
     },
+    "balanced_kmeans": {"halving": {"num_codes": [512, 256, 128]}},
+    "opq": {"pca_128": {"pca": 128}, "unrotated": {"rotate": False}},
 }
 """Method -> trial -> what it changes. no_graph, no_uniformity and no_balance take CoBa apart."""
 
