@@ -298,7 +298,7 @@ async def upsert_items(request: Request, body: schemas.ItemsRequest) -> Response
             "catalogue_version": done.snapshot.catalogue_version,
             "added": done.added,
             "updated": done.updated,
-            "items": [done.snapshot.state(item_id) for item_id in ids],
+            "items": done.snapshot.states(ids),
         }
     )
 
@@ -306,7 +306,7 @@ async def upsert_items(request: Request, body: schemas.ItemsRequest) -> Response
 @router.get("/v1/items/{item_id:path}", responses=says(schemas.ItemState, 404))
 async def get_item(request: Request, item_id: IdInPath) -> Response:
     """One item as it is served now."""
-    return reply(service_of(request).models.current.state(item_id))
+    return reply(service_of(request).models.current.states([item_id])[0])
 
 
 @router.patch("/v1/items/{item_id:path}", responses=says(schemas.ItemsAnswer, 404, 429, 503))
@@ -327,7 +327,7 @@ async def patch_item(request: Request, item_id: IdInPath, body: schemas.ItemPatc
             "catalogue_version": done.snapshot.catalogue_version,
             "added": done.added,
             "updated": done.updated,
-            "items": [done.snapshot.state(item_id)],
+            "items": done.snapshot.states([item_id]),
         }
     )
 

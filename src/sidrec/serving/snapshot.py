@@ -166,16 +166,21 @@ class Snapshot:
         chosen = self.recommender.items.attributes[list(rows), :].select(names)
         return [{k: plain(v) for k, v in row.items()} for row in chosen.to_dicts()]
 
-    def state(self, item_id: str) -> dict[str, Any]:
-        """One item as it is served."""
-        row = self.row(item_id)
+    def states(self, item_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Items as they are served."""
+        rows = [self.row(item_id) for item_id in item_ids]
         names = [c for c in self.recommender.items.attributes.columns if c != "item_id"]
-        return {
-            "item_id": item_id,
-            "semantic_id": self.codes(row),
-            "available": bool(self.available_N[row]),
-            "attributes": self.attributes([row], names)[0],
-        }
+        return [
+            {
+                "item_id": item_id,
+                "semantic_id": self.codes(row),
+                "available": bool(self.available_N[row]),
+                "attributes": attributes,
+            }
+            for item_id, row, attributes in zip(
+                item_ids, rows, self.attributes(rows, names), strict=True
+            )
+        ]
 
     def like(self, rows: Ints) -> Bools:
         """(N,) items whose semantic ID begins with the same code as that of one of the rows."""
