@@ -153,6 +153,14 @@ def test_added_items_can_be_recommended_and_no_old_id_moves(recommender, history
     assert len(recommender.items) == num_old
 
 
+def test_added_items_of_which_nothing_is_known_are_counted(recommender, caplog):
+    known = recommender.items.attributes.head(1).with_columns(item_id=pl.lit("like the first"))
+    recommender.add_items(known)
+    assert not caplog.records
+    recommender.add_items(pl.DataFrame({"item_id": ["n0", "n1"]}))
+    assert "nothing is known of 2 of 2 new items" in caplog.text
+
+
 def test_added_items_leave_the_scores_of_all_others_as_they_were(recommender, tiny, tmp_path):
     """Far-off newcomers move the mean of the vectors; what training saw must not move with it."""
     num_old, titles = len(recommender.items), ["zebra zeppelin"] * 30

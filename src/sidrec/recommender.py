@@ -10,6 +10,7 @@ Shapes:   B requests, N items, M new items, D width, L levels, K returned items.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,7 @@ from sidrec.types import (
 if TYPE_CHECKING:
     from sidrec.compiled.search import CompiledSearch
 
+log = logging.getLogger(__name__)
 BLOCK_REQUESTS = 512
 """Requests answered at once."""
 MERGED_ITEMS = 100_000
@@ -424,10 +426,18 @@ class Recommender:
 
         New items are embedded and get the nearest free semantic IDs; no existing ID moves. Learnt
         tables take for each new item the mean over its nearest old items. Scorers without vectors
-        of items (popularity, transition graph) cannot recommend them until the next fit.
+        of items (popularity, transition graph) cannot recommend them until the next fit. Items
+        whose vector is zero are counted in the log.
         """
         new = table if isinstance(table, Items) else items_of(table)
         vectors = self.embedding.value.embed(new)
+        if unknown := int((~vectors.vectors.any(axis=1)).sum()):
+            log.warning(
+                "add_items: nothing is known of %d of %d new items (no word or view of the "
+                "training): they get IDs that say nothing of them",
+                unknown,
+                len(new),
+            )
         policy = self.collisions
         ids, _ = assign_new(self.ids, self.tokenizer.value, vectors, policy.name, policy.config)
         items = Items(
