@@ -196,7 +196,7 @@ def test_an_error_nobody_foresaw_tells_nothing_but_its_request(serving, monkeypa
         def broken(*_):
             raise RuntimeError("secret inside")
 
-        monkeypatch.setattr(Snapshot, "state", broken)
+        monkeypatch.setattr(Snapshot, "states", broken)
         answer = client.get("/v1/items/x")
         assert answer.status_code == 500 and "secret" not in answer.text
         assert answer.json()["code"] == "internal"
@@ -232,7 +232,7 @@ def test_nothing_of_a_user_is_in_logs_or_metrics(serving, bundles, caplog, monke
         with monkeypatch.context() as patched:
             patched.setattr(Recommender, "candidates", broken)
             assert client.post("/v1/recommend", json=known).json()["degraded"]
-            patched.setattr(Snapshot, "state", broken)
+            patched.setattr(Snapshot, "states", broken)
             assert client.get("/v1/items/i-marker").status_code == 500
             store = client.service.store
             wrong = sa.text("insert into nothing values (:user)")
@@ -363,7 +363,7 @@ def test_what_an_unforeseen_error_says_is_not_logged(serving, bundles, monkeypat
             raise ValueError(f"marker-{given}") from error
 
     with serving() as client:
-        monkeypatch.setattr(Snapshot, "state", broken)
+        monkeypatch.setattr(Snapshot, "states", broken)
         assert client.get("/v1/items/i").status_code == 500
         monkeypatch.setattr(Recommender, "candidates", broken)
         assert client.post("/v1/recommend", json={"history": bundles.history}).json()["degraded"]

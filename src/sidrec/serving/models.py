@@ -31,7 +31,7 @@ from sidrec.errors import ArtifactError, ConfigError, SidrecError
 from sidrec.recommender import Recommender, load
 from sidrec.serving import store as tables
 from sidrec.serving.memory import Replaced
-from sidrec.serving.problems import Problem
+from sidrec.serving.problems import Problem, places_of
 from sidrec.serving.settings import ServeSettings
 from sidrec.serving.snapshot import Snapshot
 from sidrec.serving.store import Store
@@ -338,8 +338,8 @@ def fill_tables(recommender: Recommender) -> None:
     history = np.argsort(-recommender.train_counts_N, kind="stable")[:1]
     try:
         recommender.candidates(Histories.from_lists([history]), 1)
-    except Exception:
-        log.exception("models: no answer over the larger catalogue")  # requests get popular items
+    except Exception as error:  # requests get popular items
+        log.error("models: no answer over the larger catalogue\n%s", places_of(error))
 
 
 def warm_up(recommender: Recommender) -> None:
