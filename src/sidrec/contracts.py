@@ -100,7 +100,10 @@ class Generator(Protocol):
 
     @classmethod
     def build(cls, context: CatalogueContext, config: Any) -> Self:
-        """A model ready to train, seeded by `config.seed`. Needs vectors and semantic IDs."""
+        """A model ready to train, seeded by `config.seed`. Needs vectors and semantic IDs.
+
+        Where saved weights follow, what `torch.nn.init` draws is zeros instead; see `building`.
+        """
         ...
 
     def loss(self, batch: HistoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
