@@ -137,6 +137,17 @@ def test_answers_come_in_order_where_a_later_request_finds_no_room(listening, bu
             ]
 
 
+def lined_up(server, bundles, count):
+    """Connections with a request each: the first is being answered, the others wait."""
+    engine = server.service.engine
+    connections = [socket.create_connection(server.address, timeout=20) for _ in range(count)]
+    for number, connection in enumerate(connections):
+        connection.sendall(asking(bundles))
+        while engine.busy + engine.depth <= number or not engine.busy:
+            time.sleep(0.005)
+    return connections
+
+
 def test_a_place_is_free_again_after_the_answer_and_after_a_client_that_goes(listening, bundles):
     with listening(max_queue=2, max_batch=1, timeout_ms=60_000) as server:
         engine, go_on = server.service.engine, threading.Event()
@@ -147,11 +158,7 @@ def test_a_place_is_free_again_after_the_answer_and_after_a_client_that_goes(lis
             answer(batch)
 
         engine._answer = slow
-        gone = [socket.create_connection(server.address, timeout=20) for _ in range(3)]
-        for number, connection in enumerate(gone):
-            connection.sendall(asking(bundles))
-            while engine.busy + engine.depth <= number or not engine.busy:
-                time.sleep(0.005)
+        gone = lined_up(server, bundles, 3)
         with socket.create_connection(server.address, timeout=20) as connection:
             found = answers(connection)
             connection.sendall(asking(bundles))
@@ -177,11 +184,7 @@ def test_who_would_wait_too_long_is_refused_and_who_would_not_is_answered(listen
             answer(batch)
 
         engine._answer, engine._seconds_each = slow, 0.5
-        others = [socket.create_connection(server.address, timeout=20) for _ in range(2)]
-        for number, connection in enumerate(others):
-            connection.sendall(asking(bundles))
-            while engine.busy + engine.depth <= number or not engine.busy:
-                time.sleep(0.005)
+        others = lined_up(server, bundles, 2)
         with socket.create_connection(server.address, timeout=20) as connection:
             found = answers(connection)
             connection.sendall(asking(bundles))
