@@ -8,6 +8,12 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
+
+import pytest
+
+from sidrec.errors import ConfigError
+from sidrec.serving.settings import ServeSettings
 
 
 def test_more_than_can_be_answered_is_refused_at_once_and_leaves_nothing_behind(listening, bundles):
@@ -137,6 +143,18 @@ def test_answers_come_in_order_where_a_later_request_finds_no_room(listening, bu
             ]
 
 
+def held_up(engine):
+    """What lets the engine answer again, and how it answered before."""
+    answer, go_on = engine._answer, threading.Event()
+
+    def slow(batch):
+        assert go_on.wait(60)
+        answer(batch)
+
+    engine._answer = slow
+    return go_on, answer
+
+
 def lined_up(server, bundles, count):
     """Connections with a request each: the first is being answered, the others wait."""
     engine = server.service.engine
@@ -150,14 +168,8 @@ def lined_up(server, bundles, count):
 
 def test_a_place_is_free_again_after_the_answer_and_after_a_client_that_goes(listening, bundles):
     with listening(max_queue=2, max_batch=1, timeout_ms=60_000) as server:
-        engine, go_on = server.service.engine, threading.Event()
-        answer = engine._answer
-
-        def slow(batch):
-            assert go_on.wait(60)
-            answer(batch)
-
-        engine._answer = slow
+        engine = server.service.engine
+        go_on, _ = held_up(engine)
         gone = lined_up(server, bundles, 3)
         with socket.create_connection(server.address, timeout=20) as connection:
             found = answers(connection)
@@ -176,14 +188,9 @@ def test_a_place_is_free_again_after_the_answer_and_after_a_client_that_goes(lis
 def test_who_would_wait_too_long_is_refused_and_who_would_not_is_answered(listening, bundles):
     """Each takes half a second: with 700 ms one may wait behind another, a third may not."""
     with listening(max_wait_ms=700, max_batch=1, timeout_ms=60_000) as server:
-        engine, go_on = server.service.engine, threading.Event()
-        answer = engine._answer
-
-        def slow(batch):
-            assert go_on.wait(60)
-            answer(batch)
-
-        engine._answer, engine._seconds_each = slow, 0.5
+        engine = server.service.engine
+        go_on, answer = held_up(engine)
+        engine._seconds_each = 0.5
         others = lined_up(server, bundles, 2)
         with socket.create_connection(server.address, timeout=20) as connection:
             found = answers(connection)
@@ -235,3 +242,9 @@ def test_who_waits_for_a_history_takes_no_place(listening, bundles, monkeypatch)
         assert service.reading == 0
         for connection in readers:
             connection.close()
+
+
+def test_a_wait_of_nothing_is_no_bound():
+    """0 would read as None, no bound at all."""
+    with pytest.raises(ConfigError, match="max_wait_ms must be at least 1, got 0"):
+        ServeSettings(bundle=Path("."), max_wait_ms=0)
